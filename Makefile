@@ -1,0 +1,64 @@
+# neurossl. Two commands: `make study` reproduces everything, `make test` checks it. Any Python 3.11+ will do; nothing need be installed.
+SHELL    := /bin/bash
+PYTHON   ?= python3
+VENV     ?= .venv
+PROFILE  ?= default
+J        ?= 2
+POLICY   ?= protected
+OK       := $(VENV)/.installed
+RUN      := $(VENV)/bin/python -m
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export OMP_NUM_THREADS ?= 1
+export THP_MEM_ALLOC_ENABLE := 1
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+.DEFAULT_GOAL := help
+.PHONY: help study smoke real test test-slow site rooms lab calibrate lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo "Settings: PROFILE=$(PROFILE) (smoke, default, full, gpu, paper)  J=$(J) cells at once  PYTHON=$(PYTHON)"
+
+study: $(OK) ## reproduce the study: cohort, pretraining, probes, report, site (15 minutes on 2 cores)
+	@$(RUN) neurossl.study study $(PROFILE) $(J)
+
+smoke: ## the same at the smallest size, to see that everything works (about 2 minutes)
+	@$(MAKE) --no-print-directory study PROFILE=smoke
+
+real: $(OK) ## run your own scans through it: make real SCANS=<BIDS folder> [POLICY=open]
+	@$(RUN) neurossl.study real $(PROFILE) $(J) '$(SCANS)' $(POLICY)
+
+test: $(OK) ## export in sync, every room once, pytest (under 10 minutes)
+	nbdev_export && git diff --exit-code --stat -- neurossl
+	nbdev_test --n_workers $(J) --path nbs
+	pytest -q -m "not slow" -rs tests
+
+test-slow: $(OK) ## the slow tests
+	pytest -q -m slow -rs tests
+
+site: $(OK) ## render the site from what has been executed
+	@$(RUN) neurossl.study finish $(PROFILE)
+
+rooms: $(OK) ## execute every room and the home page in place
+	@for nb in nbs/[0-9]*.ipynb nbs/index.ipynb; do jupyter execute --inplace $$nb 2>/dev/null && nbdev_clean --fname $$nb && echo $$nb || exit 1; done
+	@$(RUN) neurossl.site readme
+
+calibrate: $(OK) ## measure the embedded cohort against its targets (nbs/experiments/calibration.csv)
+	@$(RUN) neurossl.run calibrate results/calibrate/calibrate.ipynb
+
+lab: $(OK) ## open the notebooks
+	jupyter lab nbs
+
+lock: $(OK) ## pin the installed versions
+	uv pip freeze --exclude-editable | grep -v '^uv==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt
+
+clean: ## remove what the study made; the environment stays
+	rm -rf runs results _site _proc .snakemake
+
+$(OK): constraints.txt settings.ini setup.py
+	@echo "Installing into $(VENV) (about a minute) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info>=(3,11) else "neurossl needs Python 3.11 or newer, this is "+sys.version.split()[0]+". Set PYTHON=python3.11.")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install -q uv==0.13.8
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip install -q -c constraints.txt -e '.[dev]'
+	@nbdev_install_hooks >/dev/null
+	@touch $@

@@ -1,0 +1,35 @@
+# The DAG of the study: the cohort once, then one job for each cell of the grids in nbs/experiments/grids.
+# make study calls it through neurossl.study; on a cluster: snakemake --config profile=paper --executor slurm -j 40
+from neurossl.grid import cell_key, code_key, study_cells
+from neurossl.core import digest
+
+import sys
+
+PROFILE = config.get("profile", "default")
+CELLS = {f"{c['grid']}/{c['id']}": c for c in study_cells(PROFILE)}
+
+def cell(w): return CELLS[f"{w.grid}/{w.id}"]
+
+localrules: all
+
+rule all:
+    input: [f"{c['run']}/run.json" for c in CELLS.values()]
+
+rule cohort:
+    input: "data_manifest.csv"
+    output: f"runs/{PROFILE}/cohort.json"
+    params: key=digest([code_key("nbs/experiments/pretrain.ipynb"), PROFILE], 16)
+    log: f"runs/{PROFILE}/cohort.log"
+    threads: workflow.cores
+    shell: "{sys.executable} -m neurossl.study cohort {PROFILE} {threads} {output} > {log} 2>&1"
+
+rule cell:
+    input:
+        cohort=f"runs/{PROFILE}/cohort.json",
+        needs=lambda w: [f"{CELLS[n]['run']}/run.json" for n in cell(w)["needs"]],
+    output: run=f"runs/{PROFILE}/{{grid}}/{{id}}/run.json"
+    params: key=lambda w: cell_key(cell(w))
+    log: f"runs/{PROFILE}/{{grid}}/{{id}}.log"
+    threads: 1
+    resources: mem_mb=4000, runtime=240, gpu=1 if PROFILE in ("gpu", "paper") else 0
+    shell: "{sys.executable} -m neurossl.study cell {PROFILE} {wildcards.grid}/{wildcards.id} > {log} 2>&1"
