@@ -23,7 +23,7 @@ rule cohort:
     threads: workflow.cores
     shell: "{sys.executable} -m neurossl.study cohort {PROFILE} {threads} {output} > {log} 2>&1"
 
-rule cell:
+rule cell: # one notebook
     input:
         cohort=f"runs/{PROFILE}/cohort.json",
         needs=lambda w: [f"{CELLS[n]['run']}/run.json" for n in cell(w)["needs"]],
@@ -33,3 +33,9 @@ rule cell:
     threads: 1
     resources: mem_mb=4000, runtime=240, gpu=1 if PROFILE in ("gpu", "paper") else 0
     shell: "{sys.executable} -m neurossl.study cell {PROFILE} {wildcards.grid}/{wildcards.id} > {log} 2>&1"
+
+use rule cell as base with: # what other cells stand on goes first
+    priority: 10
+    wildcard_constraints: grid="|".join({n.split("/")[0] for c in CELLS.values() for n in c["needs"]})
+
+ruleorder: base > cell

@@ -18,7 +18,7 @@ import numpy as np
 # %% ../nbs/00_core.ipynb #e8e0e281
 DX = ('CN', 'MCI', 'AD') # cognitively normal, mild cognitive impairment, Alzheimer's disease; the position is the class number
 
-# %% ../nbs/00_core.ipynb #79edaba3
+# %% ../nbs/00_core.ipynb #00a069e1
 class Problem(ValueError):
     "An input the reader can mend: where it is, what was found, what was expected, what to do"
     def __init__(self,
@@ -29,6 +29,7 @@ class Problem(ValueError):
     ):
         super().__init__(f"{where}: found {found}; expected {expected}. {remedy}")
         self.where,self.found,self.expected,self.remedy = str(where),str(found),str(expected),str(remedy)
+    def __reduce__(self): return type(self), (self.where, self.found, self.expected, self.remedy) # crosses processes whole
 
 # %% ../nbs/00_core.ipynb #79d0eca0
 def did_you_mean(

@@ -6,13 +6,12 @@
 __all__ = ['FORMAT', 'CODECS', 'MAGIC', 'START_S', 'encode', 'decode', 'BadScan', 'Cache', 'make', 'read', 'build_cache',
            'verify', 'qc_table', 'labels', 'ScanDataset', 'epoch_order', 'Loader', 'loader']
 
-# %% ../nbs/07_data.ipynb #5ce184e3
+# %% ../nbs/07_data.ipynb #6761e384
 import hashlib, io, json, re, signal, struct, sys, time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import blosc2
 import numpy as np
 import pandas as pd
 import scipy
@@ -25,7 +24,7 @@ from .phantom import P, latents_of, phantom
 from .preprocess import VERSION, Recipe, prepare
 from .volume import load_volume, voxel_hash
 
-# %% ../nbs/07_data.ipynb #77730c68
+# %% ../nbs/07_data.ipynb #45832b28
 FORMAT, CODECS, MAGIC = 1, {'blosc2': '.b2nd', 'npy': '.npy'}, b'nssl'
 
 def _blocks(shape):
@@ -41,6 +40,7 @@ def encode(
     "The bytes of one cache entry: array, JSON, length of the array, checksum, mark"
     scale = float(np.abs(x).max())/32767 or 1.
     q = np.rint(x/np.float32(scale)).clip(-32767, 32767).astype('<i2')
+    import blosc2
     if codec=='blosc2': b = blosc2.asarray(q, cparams=dict(codec=blosc2.Codec.ZSTD, clevel=1, nthreads=1), **_blocks(q.shape)).to_cframe()
     else: np.save(f := io.BytesIO(), q); b = f.getvalue()
     b += json.dumps(dict(meta, scale=scale)).encode() + struct.pack('<Q', len(b))
@@ -59,6 +59,7 @@ def decode(
     crop=None, # three slices; None: everything
 )->tuple:      # (int16 array, meta with the scale)
     "Read an entry, or a part of it; ValueError when it is damaged. A crop of an npy entry reads nothing else, so its checksum is not tested"
+    import blosc2
     npy = str(path).endswith('.npy')
     b,n,meta = _entry(path, check=not (npy and crop is not None))
     q = np.load(path, mmap_mode='r') if npy else blosc2.ndarray_from_cframe(b[:n].tobytes())
@@ -160,7 +161,7 @@ def read(
     make(cache, row)
     return decode(path, crop)
 
-# %% ../nbs/07_data.ipynb #e3109d5d
+# %% ../nbs/07_data.ipynb #4ec4b796
 START_S = 20 # seconds of work left that make starting processes worth while
 
 def _try(cache, row):
@@ -181,7 +182,10 @@ def _results(cache, rows, jobs):
         else: return
     finally: torch.set_num_threads(threads)
     from joblib import Parallel, delayed
-    yield from Parallel(jobs, return_as='generator_unordered', batch_size=4)(delayed(_work)(cache, r) for r in rows[n:])
+    try: yield from Parallel(jobs, return_as='generator_unordered', batch_size=4)(delayed(_work)(cache, r) for r in rows[n:])
+    except BrokenExecutor as e:
+        raise Problem('cache', 'a process that was killed, probably for want of memory', f'{jobs} processes that finish',
+                      'Run again with fewer jobs; what is made is kept.') from e
 
 def _work(cache, row):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the builder, which ends its workers

@@ -212,7 +212,7 @@ def check_manifest(
     out.attrs = dict(man.attrs)
     return _typed(out)
 
-# %% ../nbs/01_manifest.ipynb #a13aa8b2
+# %% ../nbs/01_manifest.ipynb #a6e377fb
 def _decode(path):
     "Text of a table; refuses what is not UTF-8"
     try: b = Path(path).read_bytes()
@@ -239,8 +239,9 @@ def read_rows(
     names,rows = heads[sep],[]
     top = f'{path}, line 1'
     if need not in names:
-        near = difflib.get_close_matches(need, names, 1, .6)
-        raise ManifestError(top, f"the columns {', '.join(names)[:200]}", f'a column {need}', f'Rename {near[0]!r}.' if near else 'Add it.')
+        low = {c.strip().lower(): c for c in names}
+        near = difflib.get_close_matches(need.lower(), low, 1, .6)
+        raise ManifestError(top, f"the columns {', '.join(names)[:200]}", f'a column {need}', f'Rename {low[near[0]]!r}.' if near else 'Add it.')
     for c in names:
         if names.count(c)>1: raise ManifestError(top, f'the column {c!r} twice', 'each column once', 'Remove or rename one of them.')
     reader = csv.reader(io.StringIO(text, newline=''), delimiter=sep, strict=True)

@@ -56,7 +56,7 @@ def _mni(kind):
     out[tuple(slice(s-l, e-l) for (s,e),l in zip(b,lo))] = a[tuple(slice(s,e) for s,e in b)]
     return out, np.ix_(*[np.arange(192.) + lo[k] + img.affine[k,3] for k in range(3)])
 
-# %% ../nbs/04_phantom.ipynb #00f19e14
+# %% ../nbs/04_phantom.ipynb #a4179eab
 def _tube(
     XYZ,  # open mesh of MNI mm
     pts,  # landmarks, mm
@@ -70,8 +70,7 @@ def _tube(
             for u in np.linspace(0, 1, 9):
                 c,r = a+u*(b-a), ra+u*(rb-ra)
                 s = tuple(slice(max(0, int(c[k]-XYZ[k].flat[0]-2.2*r)), int(c[k]-XYZ[k].flat[0]+2.2*r)+1) for k in range(3))
-                d = np.sqrt(sum((XYZ[k][tuple(s[k] if j==k else 0 for j in range(3))].reshape([-1 if j==k else 1 for j in range(3)]) - c[k])**2
-                                for k in range(3)))
+                d = np.sqrt(sum((x-m)**2 for x,m in zip(np.ix_(*[x.ravel()[k] for x,k in zip(XYZ, s)]), c)))
                 f[s] = np.maximum(f[s], 1/(1+np.exp((d-r)/.8)))
     return f
 
@@ -87,7 +86,7 @@ def _ventricles(t1, tissue, XYZ):
     core = ndi.binary_opening(v := np.isin(lab, list(keep)))
     return core | (v & ndi.binary_dilation(core, iterations=2))
 
-# %% ../nbs/04_phantom.ipynb #279bf0a2
+# %% ../nbs/04_phantom.ipynb #ba322b5e
 def _build_template()->dict: # maps (8,192,192,192) uint8 and field (4,64,64,64) float16
     "Tissue and region maps, and the direction in which the ventricles grow"
     (t1,XYZ),(gm,_),(wm,_) = (_mni(k) for k in ('t1','gm','wm')); gm,wm = gm/255, wm/255; X,Y,Z = XYZ
@@ -104,7 +103,8 @@ def _build_template()->dict: # maps (8,192,192,192) uint8 and field (4,64,64,64)
     sd = np.where(vent, -ndi.distance_transform_edt(vent), far).astype(np.float32)   # mm to the wall, negative inside
     n = np.stack(np.gradient(ndi.gaussian_filter(sd, 2.5))); n /= np.sqrt((n**2).sum(0)) + 1e-3
     f = [ndi.gaussian_filter(c, 2.) for c in n*np.where(sd>0, _fade(sd), np.clip(1+sd/9, 0, 1))] + [ndi.gaussian_filter(sd, .8)]
-    return dict(maps=np.stack([np.round(m*255) for m in maps]).astype(np.uint8), field=np.stack([c[1::3,1::3,1::3] for c in f]).astype(np.float16))
+    return dict(maps=np.stack([np.round(m*255) for m in maps]).astype(np.uint8),
+                field=np.stack([c[1::3,1::3,1::3] for c in f]).astype(np.float16))
 
 def _fade(sd): return .5*(1+np.cos(np.pi*np.clip(sd/34, 0, 1))) # how far, in mm, a growing ventricle pushes tissue
 
@@ -127,7 +127,7 @@ def _maps_at(k): # k mm block means of the maps: (1,8,192/k,192/k,192/k) float32
     m = template().maps
     return torch.cat([F.avg_pool3d(c[None,None].float()/255, k) if k>1 else c[None,None].float()/255 for c in m], 1)
 
-# %% ../nbs/04_phantom.ipynb #909f0db8
+# %% ../nbs/04_phantom.ipynb #7b21d942
 def _p(value, source='assumed'): return field(default=value, metadata=dict(source=source))
 
 @dataclass(frozen=True)
@@ -145,25 +145,22 @@ class Params:
     hip_age:float = _p(-.0045, 'OASIS-1 labels')
     hip_ad:float = _p(-.18)
     hip_sd:float = _p(.085)
+    accelerate:float = _p(.012)                 # ageing speeds up, per year beyond 60
     cort_age:float = _p(.095, 'OASIS-1 table')  # atrophy units; one unit is about .02 of brain over head
     cort_ad:float = _p(.65, 'OASIS-1 table')
     cort_sd:float = _p(1.1,  'OASIS-1 table')
     cort_vent:float = _p(.30)                   # share of the cortex that follows the ventricles
     sig_ad:float = _p(.80)                      # cortex that Alzheimer's disease prefers
     sig_sd:float = _p(.65)
-    accelerate:float = _p(.012)                 # ageing speeds up, per year beyond 60
     severity:tuple = _p(((0.,.12), (.5,.25), (1.,.30))) # mean and sd of CN, MCI, AD
     warp:tuple = _p(((1.6,44.), (.7,20.)))      # sd and fwhm, mm, of the smooth deformation
     pose:tuple = _p((1., .8, .02))              # sd of rotation, degrees; shift, mm; anisotropic scale
     gm:float = _p(.72)                          # intensity, white matter = 1
     gm_age:float = _p(-.0006)                   # per year beyond 70
-    gm_site:float = _p(.06)
-    gm_scan:float = _p(.06)
+    gm_sd:tuple = _p((.06,.06))                 # of sites, of scans
     csf:float = _p(.26)
-    csf_site:float = _p(.06)
-    csf_scan:float = _p(.09)
-    gamma_site:float = _p(.22)
-    gamma_scan:float = _p(.25)
+    csf_sd:tuple = _p((.06,.09))
+    gamma_sd:tuple = _p((.22,.25))
     bias:float = _p(.25)                        # sd of the log field
     blur_mm:float = _p(.9)                      # largest point spread of a site
     noise:tuple = _p((.012,.045))               # range of the sites, white matter = 1
@@ -172,7 +169,7 @@ class Params:
 
 P = Params()
 
-# %% ../nbs/04_phantom.ipynb #5fb3b20c
+# %% ../nbs/04_phantom.ipynb #606c8fc3
 @dataclass(frozen=True)
 class CohortSpec:
     "Who is scanned, and where"
@@ -184,15 +181,16 @@ class CohortSpec:
     age_effect:bool = True           # does age change the anatomy
 
 COHORTS = dict(population=CohortSpec(mix=(1.,0.,0.), span=(45.,85.), sites=(*range(6), *range(12,18))),
-    clinical_a=CohortSpec(), clinical_b=CohortSpec(age=(68.,72.5,76.), sd=8., sites=tuple(range(6,12))))
+    clinical_a=CohortSpec(), clinical_b=CohortSpec(age=(67.7,72.5,76.3), sd=8.5, sites=tuple(range(6,12))))
 COHORTS.update({f'{k}_ageless': CohortSpec(**{**vars(v), 'age_effect': False}) for k,v in list(COHORTS.items())})
 
 def _spec(cohort):
     if cohort not in COHORTS:
-        raise Problem('cohort', repr(cohort), f"one of {', '.join(COHORTS)}", f'Name a cohort of the generator.{did_you_mean(cohort, COHORTS)}')
+        raise Problem('cohort', repr(cohort), f"one of {', '.join(COHORTS)}",
+                      f'Name a cohort of the generator.{did_you_mean(cohort, COHORTS)}')
     return COHORTS[cohort]
 
-# %% ../nbs/04_phantom.ipynb #f066d24c
+# %% ../nbs/04_phantom.ipynb #3570a776
 def _draw(seed, i, cohort, fixed):
     "Demographics of subject `i`; a fixed factor replaces its draw and leaves the others as they were"
     c = _spec(cohort); r = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, i])))
@@ -205,10 +203,11 @@ def _draw(seed, i, cohort, fixed):
     d.update(fixed)
     for k,ok in (('dx', DX), ('sex', ('F','M'))):
         if d[k] not in ok: raise Problem(f'sample_latents, {k}', repr(d[k]), f"one of {', '.join(ok)}", 'Use the spelling of the manifest.')
-    if not 18<=d['age']<=100: raise Problem('sample_latents, age', d['age'], 'years from 18 to 100', 'The generator is calibrated from 45 to 90.')
+    if not 18<=d['age']<=100:
+        raise Problem('sample_latents, age', d['age'], 'years from 18 to 100', 'The generator is calibrated from 45 to 90.')
     return d,g
 
-# %% ../nbs/04_phantom.ipynb #a7a73557
+# %% ../nbs/04_phantom.ipynb #6487df87
 def sample_latents(
     seed:int,            # of the cohort
     i:int,               # index of the subject
@@ -227,7 +226,8 @@ def sample_latents(
                cort=p.cort_age*a + p.cort_sd*(g[4] + p.cort_vent*g[2]), sig=p.sig_sd*g[5])
     for k in lat: lat[k] = float(lat[k] + sev*getattr(p, f'{k}_ad'))
     head = p.head*(1 + (p.head_sex if male else -p.head_sex) + p.head_sd*g[6])
-    return dict(seed=int(seed), index=int(i), cohort=cohort, **{**d, 'age': float(d['age']), 'severity': float(sev)}, brain_age=float(old), head=float(head), **lat)
+    d.update(age=float(d['age']), severity=float(sev))
+    return dict(seed=int(seed), index=int(i), cohort=cohort, **d, brain_age=float(old), head=float(head), **lat)
 
 # %% ../nbs/04_phantom.ipynb #da855c03
 def healthy_twin(
@@ -306,9 +306,11 @@ def _anatomy(lat, n, p):
         m.vent = torch.maximum(m.vent, _smooth(.5+(d*.5*(1+torch.cos(math.pi*(sd/34).clamp(0,1)))-sd-.8)/2))
     return m
 
-# %% ../nbs/04_phantom.ipynb #e935760c
+# %% ../nbs/04_phantom.ipynb #337b9c17
 def _tissue(lat, n, p):
     "Fractions of grey matter, white matter and CSF, and the volumes in mL"
+    if not (isinstance(n, (int, np.integer)) and 16<=n<=256):
+        raise Problem('phantom, size', repr(n), 'a whole number from 16 to 256', 'The field of view is always 192 mm; size sets the voxel.')
     m = _anatomy(lat, n, p); B = m.gm+m.wm
     tight = float(np.clip(.47+p.mask_sd*_rng(lat, 3).normal(), .15, .80))       # the skull strip of this scan
     c = (lat['cort']+1.4*lat['sig']*m.sig).clamp(-4, 12)                        # atrophy of each place, in units
@@ -323,7 +325,7 @@ def _tissue(lat, n, p):
           dict(tiv=head, gm=T*(1-w), wm=T*w, vent=m.vent, hip=m.hip*T).items()}
     return SimpleNamespace(wm=T*w, gm=T*(1-w), csf=(brain-T).clamp_min(0), brain=brain), ml
 
-# %% ../nbs/04_phantom.ipynb #73f849a3
+# %% ../nbs/04_phantom.ipynb #8815ad67
 def scanner(
     latents:dict, # from `sample_latents`
     p=P,
@@ -332,8 +334,8 @@ def scanner(
     r = np.random.Generator(np.random.PCG64(np.random.SeedSequence([77001, int(latents['site'])])))
     s,u,b = r.normal(0, 1, 3), r.random(2), r.normal(0, 1, 19)
     r = _rng(latents, 4); e = r.normal(0, 1, 5)
-    return dict(gm=p.gm + p.gm_site*s[0] + p.gm_scan*e[0] + p.gm_age*(latents['brain_age']-70),
-        csf=float(np.clip(p.csf + p.csf_site*s[1] + p.csf_scan*e[1], .08, .45)), gamma=math.exp(p.gamma_site*s[2] + p.gamma_scan*e[2]),
+    return dict(gm=p.gm + p.gm_sd[0]*s[0] + p.gm_sd[1]*e[0] + p.gm_age*(latents['brain_age']-70),
+        csf=float(np.clip(p.csf + p.csf_sd[0]*s[1] + p.csf_sd[1]*e[1], .08, .45)), gamma=math.exp(p.gamma_sd[0]*s[2] + p.gamma_sd[1]*e[2]),
         blur_mm=p.blur_mm*u[0]*abs(1+.2*e[3]), noise=(p.noise[0]+u[1]*(p.noise[1]-p.noise[0]))*math.exp(.15*e[4]),
         bias=p.bias*(.5*b + .9*r.normal(0, 1, 19)))
 
@@ -380,7 +382,7 @@ def _scan(t, lat, n, p, skull):
     hi = 1.15*np.partition(k, -max(1, k.size//100))[-max(1, k.size//100)]
     return np.clip(np.rint(x*np.float32(255/hi)), 0, 255).astype(np.float32)
 
-# %% ../nbs/04_phantom.ipynb #ff254e0e
+# %% ../nbs/04_phantom.ipynb #8981060d
 def _affine(n): # voxel to mm of the 192 mm cube
     v = CUBE_MM/n
     return np.array([[v,0,0,CENTRE_MM[0]-96.5+v/2], [0,v,0,CENTRE_MM[1]-96.5+v/2], [0,0,v,CENTRE_MM[2]-96.5+v/2], [0,0,0,1.]])
@@ -392,7 +394,6 @@ def render(
     p=P,
 )->tuple:         # Volume of grey levels 0..255; dict tiv, gm, wm, vent, hip in mL
     "One scan and the truth about it"
-    if size not in range(16, 257): raise Problem('phantom, size', repr(size), 'a whole number from 16 to 256', 'The field of view is always 192 mm; size sets the voxel.')
     with _one_thread():
         t,ml = _tissue(latents, size, p)
         return Volume(_scan(t, latents, size, p, skull), _affine(size)), ml
@@ -427,12 +428,12 @@ def atrophy_map(
         a,b = (_tissue(l, size, p)[0] for l in (latents, healthy_twin(latents, p)))
         return Volume((sum((getattr(a,k)-getattr(b,k)).abs() for k in ('gm','wm','csf'))/2).numpy(), _affine(size))
 
-# %% ../nbs/04_phantom.ipynb #bb70f794
+# %% ../nbs/04_phantom.ipynb #d8d4136e
 def _row(seed, i, cohort, split, hashes=True):
     "Manifest row of one phantom"
     l = sample_latents(seed, i, cohort); tag = dict(development='d', sealed='s').get(split, seed); name = f'{cohort}-{tag}-{i:04d}'
-    row = dict(scan_id=name, subject=name, cohort=cohort, session='1', age=l['age'], sex=l['sex'], dx=l['dx'], dx_rule='generator', dx_source='generator',
-               dx_gap_days=0., site=f"site{l['site']:02d}", seed=seed, index=i, synthetic=True, split=split)
+    row = dict(scan_id=name, subject=name, cohort=cohort, session='1', age=l['age'], sex=l['sex'], dx=l['dx'],
+               dx_rule='generator', dx_source='generator', dx_gap_days=0., site=f"site{l['site']:02d}", seed=seed, index=i, synthetic=True, split=split)
     if hashes: v = phantom(l, 48); row.update(sha256=voxel_hash(v), fingerprint=fingerprint(v))
     return row
 
@@ -456,16 +457,17 @@ def phantom_cohort(
     _spec(cohort)
     return check_manifest(empty_manifest(_map(_row, [(seed, i, cohort, split, hashes) for i in range(1, n+1)], jobs)))
 
-# %% ../nbs/04_phantom.ipynb #bf672555
+# %% ../nbs/04_phantom.ipynb #7a395e3c
 def latents_of(
     row, # one manifest row of a phantom, e.g. `man.loc[scan_id]`
 )->dict:
     "The latents behind a manifest row"
     if pd.isna(row['seed']) or pd.isna(row['index']):
-        raise Problem(f"scan {getattr(row, 'name', '')}", 'no seed and index', 'a phantom', 'Only phantoms have latents; select rows with synthetic=True.')
+        raise Problem(f"scan {getattr(row, 'name', '')}", 'no seed and index', 'a phantom',
+                      'Only phantoms have latents; select rows with synthetic=True.')
     return sample_latents(int(row['seed']), int(row['index']), row['cohort'])
 
-# %% ../nbs/04_phantom.ipynb #ea6d3e40
+# %% ../nbs/04_phantom.ipynb #624c3f79
 EMBEDDED = ( # n, seed, cohort, split
     (1200, 101, 'population', 'development'), (1000, 201, 'clinical_a', 'development'), (600, 301, 'clinical_b', 'development'),
     (600, 202, 'clinical_a', 'sealed'), (600, 302, 'clinical_b', 'sealed'))
@@ -475,7 +477,8 @@ def _manifest_file(): return paths().root/'data_manifest.csv'
 def embedded_cohort()->pd.DataFrame: # manifest
     "The rows of data_manifest.csv"
     if not _manifest_file().exists():
-        raise Problem('data_manifest.csv', 'no such file', 'the manifest of the embedded cohort', 'Restore it from git, or write it anew with: python -m neurossl.phantom --write')
+        raise Problem('data_manifest.csv', 'no such file', 'the manifest of the embedded cohort',
+                      'Restore it from git, or write it anew with: python -m neurossl.phantom --write')
     return read_manifest(_manifest_file())
 
 # %% ../nbs/04_phantom.ipynb #94654279
@@ -487,11 +490,11 @@ def write_embedded(
     write_manifest(man, _manifest_file())
     return man
 
-# %% ../nbs/04_phantom.ipynb #2a90e82e
+# %% ../nbs/04_phantom.ipynb #5e9bb6ac
 def _compare(scan_id, row):
     "'identical' or 'equivalent', or a Problem"
     new = _row(int(row['seed']), int(row['index']), row['cohort'], row['split'])
-    fix = 'The generator or the table has changed: restore both from one commit, or write the table anew with: python -m neurossl.phantom --write'
+    fix = 'Generator and table differ: restore both from one commit, or write the table anew with: python -m neurossl.phantom --write'
     for k in ('age','sex','dx','site'):
         if row[k]!=new[k]: raise Problem(f'scan {scan_id}, {k}', repr(row[k]), f'{new[k]!r}, as generated', fix)
     if row['sha256']==new['sha256']: return 'identical'
@@ -521,7 +524,7 @@ def main(argv=None):
         else: raise SystemExit('usage: python -m neurossl.phantom --write | --verify [SAMPLE]')
     except Problem as e: raise SystemExit(str(e)) from None
 
-# %% ../nbs/04_phantom.ipynb #13c7b426
+# %% ../nbs/04_phantom.ipynb #f349ebeb
 def demo_batch(
     n=4,
     size=32,
@@ -530,9 +533,11 @@ def demo_batch(
 )->dict: # x (n,1,size,size,size) in [0,1], scan_id, age, dx, sex
     "A batch of phantoms for lessons"
     ls = [sample_latents(seed, i, cohort) for i in range(1, n+1)]
-    return dict(x=torch.stack([torch.from_numpy(phantom(l, size).data/255)[None] for l in ls]), scan_id=[f"{cohort}-{seed}-{l['index']:04d}" for l in ls],
-                age=torch.tensor([l['age'] for l in ls]), dx=torch.tensor([DX.index(l['dx']) for l in ls]), sex=torch.tensor([int(l['sex']=='M') for l in ls]))
+    x = torch.stack([torch.from_numpy(phantom(l, size).data/255)[None] for l in ls])
+    column = lambda f: torch.tensor([f(l) for l in ls])
+    return dict(x=x, scan_id=[f"{cohort}-{seed}-{l['index']:04d}" for l in ls], age=column(lambda l: l['age']),
+                dx=column(lambda l: DX.index(l['dx'])), sex=column(lambda l: int(l['sex']=='M')))
 
-# %% ../nbs/04_phantom.ipynb #33cacfa7
+# %% ../nbs/04_phantom.ipynb #475fdcb5
 #| eval: false
-if __name__=='__main__' and not in_notebook(): import_module(__spec__.name).main() # by its real name, so that other processes find its functions
+if __name__=='__main__' and not in_notebook(): import_module(__spec__.name).main() # by name, for other processes

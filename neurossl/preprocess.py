@@ -225,7 +225,7 @@ def _compiled():
         except RuntimeError: return numba.njit(nogil=True)(f)  # nowhere to keep them
     return SimpleNamespace(tiles=jit(_tiles), blend=jit(_blend), quantise=jit(_quantise), bins=jit(_bins))
 
-# %% ../nbs/05_preprocess.ipynb #19e8afef
+# %% ../nbs/05_preprocess.ipynb #99258d6d
 def clahe(
     v,                # Volume or (X,Y,Z) array, in [0,1]
     kernel_size=None, # voxels of a tile, a number or (3,); None: an eighth of each axis
@@ -239,7 +239,7 @@ def clahe(
     else:
         from skimage.util import img_as_uint
         bad = 0 if x.dtype.kind!='f' else x.size-np.count_nonzero((x>=0)&(x<=1))
-        u = img_as_uint(x) if not bad else x; lo,hi = (int(u.min()),int(u.max())) if not bad else (0,0)
+        u = img_as_uint(x, force_copy=True) if not bad else x; lo,hi = (int(u.min()),int(u.max())) if not bad else (0,0)
     if bad: raise Problem('clahe', f'{bad} voxels outside [0,1] or not a number', 'voxels in [0,1]', 'Put the step minmax before clahe.')
     k = [max(n//8, 1) for n in x.shape] if kernel_size is None else list(_three(kernel_size))
     g = np.arange(65536.); g = np.round((g-lo)/(hi-lo)*(GREY-1)) if hi>lo else np.minimum(g, GREY-1)

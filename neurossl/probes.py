@@ -65,23 +65,25 @@ class Span(BaseEstimator, TransformerMixin):
     def transform(self, x): return x if self.turn_ is None else x@self.turn_
     def __sklearn_is_fitted__(self): return hasattr(self, 'turn_')
 
-# %% ../nbs/31_probes.ipynb #c243eddc
-Probe = namedtuple('Probe', 'pipe grid') # a scikit-learn pipeline; parameter of its last step -> values, the simplest first
+# %% ../nbs/31_probes.ipynb #e2a545b8
+Probe = namedtuple('Probe', 'pipe grid inner') # scikit-learn pipeline; parameter of its last step -> values; inner folds
 
 def make_probe(
     estimator,  # scikit-learn classifier
     *steps,     # transformers between standardisation and classifier
+    inner=5,    # inner folds, at most
     **grid,     # parameter of the classifier -> values to search, the simplest first
 )->Probe:
     "Standardise, then classify; with a grid for the inner cross-validation"
-    return Probe(make_pipeline(StandardScaler(), FunctionTransformer(np.round, kw_args=dict(decimals=6)), *steps, estimator), grid)
+    return Probe(make_pipeline(StandardScaler(), FunctionTransformer(np.round, kw_args=dict(decimals=6)), *steps, estimator), grid, inner)
 
 PROBES = dict(
     svc    = make_probe(SVC(kernel='rbf'), C=(.01, .1, 1., 10., 100.), class_weight=(None, 'balanced')),
-    rf     = make_probe(RandomForestClassifier(100), min_samples_leaf=(5, 1)),
+    rf     = make_probe(RandomForestClassifier(100), inner=3, min_samples_leaf=(5, 1)),
     linear = make_probe(LogisticRegression(solver='newton-cholesky'), Span(), C=(1e-4, 1e-3, 1e-2, .1, 1., 10.)),
     knn    = make_probe(KNeighborsClassifier(), n_neighbors=(45, 15, 5)))
-PCA_PROBE = make_probe(LogisticRegression(solver='newton-cholesky'), Span(), PCA(.9, svd_solver='full'), C=(1e-3, 1e-2, .1, 1.)) # 90 % of the variance
+PCA_PROBE = make_probe(LogisticRegression(solver='newton-cholesky'), Span(), PCA(.9, svd_solver='full'), # 90 % of the variance
+                       C=(1e-3, 1e-2, .1, 1.))
 
 def get_probe(
     probe, # a key of PROBES, 'pca', or a Probe
@@ -94,7 +96,7 @@ def get_probe(
                       did_you_mean(probe, names).strip() or 'Make one with `make_probe`.')
     return names[probe]
 
-# %% ../nbs/31_probes.ipynb #4ab9aaca
+# %% ../nbs/31_probes.ipynb #30b8cbac
 def _rows(emb, man, who):
     "Rows of `man` with CN or AD, their features (N,F) and classes (N,)"
     m = man[man['dx'].isin(['CN', 'AD'])]
@@ -109,35 +111,36 @@ def _rows(emb, man, who):
                       'Drop scans without age or sex before this baseline.')
     return m, x, m['dx'].eq('AD').to_numpy(int)
 
-def _inner(y, who, k, seed):
-    "Up to k inner folds grouped by person, each with both classes on both sides"
-    few = min(len(set(who[y==c])) for c in (0, 1))
-    if few<2: return []
-    cv = StratifiedGroupKFold(min(k, few), shuffle=True, random_state=seed).split(y, y, who)
-    return [(a,b) for a,b in cv if len(set(y[a]))==2 and len(set(y[b]))==2]
-
 def _scores(pipe, x):
     "Decision values where there are any, else the probability of AD"
     return pipe.decision_function(x) if hasattr(pipe, 'decision_function') else pipe.predict_proba(x)[:,1]
 
-def _ready(probe, best, seed):
-    "An unfitted copy of the pipeline with its parameters and its seed"
-    pipe = clone(probe.pipe); last = pipe.steps[-1][0]
-    seeds = {k: seed for k in pipe.get_params() if k.endswith('random_state')}
-    return pipe.set_params(**seeds, **{f'{last}__{k}': v for k,v in best.items()})
+def _platt(s, y):
+    "Slope (above 0) and intercept of a logistic curve through decision values, with a mild penalty"
+    sd = s.std() or 1.
+    fit = LogisticRegression(C=1., max_iter=1000).fit(s[:,None]/sd, y)
+    return max(float(fit.coef_[0,0]), 1e-3)/sd, float(fit.intercept_[0])
 
-# %% ../nbs/31_probes.ipynb #29f94bc0
+def _squash(s, platt): return s if platt is None else expit(platt[0]*s+platt[1])
+
+# %% ../nbs/31_probes.ipynb #a04bc683
 class FittedProbe:
-    "A probe that has learned: `predict(emb, man)` gives predictions, `best` its parameters, `valid` the inner held-out rows"
-    def __init__(self, pipe, best, platt, man, valid): self.pipe,self.best,self.platt,self.man,self.valid = pipe,best,platt,man,valid
-    def __repr__(self): return f"FittedProbe({type(self.pipe[-1]).__name__}, {self.best}, {self.man.subject.nunique()} subjects)"
-    def scores(self, x): return _squash(_scores(self.pipe, x), self.platt)
+    "A probe that has learned: its pipeline, chosen parameters, training manifest and inner held-out rows"
+    def __init__(self,
+        pipe,  # fitted scikit-learn pipeline
+        best,  # dict of the chosen parameters
+        platt, # slope and intercept of the logistic curve; None: scores are probabilities
+        man,   # manifest it learned from
+        valid, # predictions of the inner held-out rows; None: too few people to hold any out
+    ): self.pipe,self.best,self.platt,self.man,self.valid = pipe,best,platt,man,valid
+    def __repr__(self): return f"FittedProbe({type(self.pipe[-1]).__name__}, {self.best}, {people_of(self.man).nunique()} people)"
+
     def predict(self,
-        emb,      # embeddings
-        man,      # manifest; its CN and AD rows are judged
-        run='', fold=0, seed=0,
+        emb,          # embeddings
+        man,          # manifest of other people; its CN and AD rows are judged
         split='test', # written into the table
-    ):            # predictions
+        **kw,         # run, fold, seed of the table
+    ):                # predictions
         "Probability of AD for each scan"
         p,n = people_of(pd.concat([self.man, man])),len(self.man)
         known = man.index[p.iloc[n:].isin(set(p.iloc[:n])).to_numpy()]
@@ -145,16 +148,25 @@ class FittedProbe:
             raise LeakError('probe', f'{len(known)} scans of people it learned from, e.g. {known[0]!r}', 'other people',
                             'Judge on another fold or cohort.')
         m,x,y = _rows(emb, man, 'predict')
-        return predictions(y, self.scores(x), m['subject'].to_numpy(), scan_id=m.index.to_numpy(), run=run, fold=fold, seed=seed,
-                           split=split)
+        s = _squash(_scores(self.pipe, x), self.platt)
+        return predictions(y, s, m['subject'].to_numpy(), scan_id=m.index.to_numpy(), split=split, **kw)
 
-def _squash(s, platt): return s if platt is None else expit(platt[0]*s+platt[1])
+# %% ../nbs/31_probes.ipynb #aa75c8c7
+def _inner(y, who, k, seed):
+    "Up to k inner folds grouped by person, each with both classes on both sides"
+    few = min(len(set(who[y==c])) for c in (0, 1))
+    if few<2: return []
+    cv = StratifiedGroupKFold(min(k, few), shuffle=True, random_state=seed).split(y, y, who)
+    return [(a,b) for a,b in cv if len(set(y[a]))==2 and len(set(y[b]))==2]
 
-def _platt(s, y):
-    "Slope (above 0) and intercept of a logistic curve through decision values"
-    sd = s.std() or 1.
-    fit = LogisticRegression(C=1e3, max_iter=1000).fit(s[:,None]/sd, y)
-    return max(float(fit.coef_[0,0]), 1e-3)/sd, float(fit.intercept_[0])
+def _search(pipe, grid, x, y, folds):
+    "Held-out scores of each candidate in each inner fold, and the position of the best"
+    held = [[] for _ in grid]
+    for a,b in folds:
+        pre = clone(pipe[:-1]).fit(x[a], y[a]); xa,xb = pre.transform(x[a]),pre.transform(x[b]) # once for the whole grid
+        for g,h in zip(grid, held): h.append(_scores(clone(pipe[-1]).set_params(**g).fit(xa, y[a]), xb))
+    mean = [np.mean([auc(y[b], s) for (_,b),s in zip(folds, h)]) for h in held] if folds else []
+    return held, int(np.argmax(np.round(mean, 9))) if folds else len(grid)//2 # of equals the simplest; untried, the middle
 
 def fit_probe(
     emb,          # embeddings, or any table of features with index scan_id
@@ -162,7 +174,6 @@ def fit_probe(
     probe='svc',  # a key of PROBES, 'pca' or a Probe
     seed=0,       # of the inner folds, the labelled subset and the forest
     n_train=None, # labelled people, at most: a count, or a fraction up to 1.; None: all
-    inner=5,      # inner folds, at most
 )->FittedProbe:
     "Choose the parameters inside, then learn from all rows"
     refuse_test(man, 'fit_probe')
@@ -173,26 +184,20 @@ def fit_probe(
     if len(set(y))<2:
         raise Problem('fit_probe', f"{len(y)} scans, all {'AD' if y.sum() else 'CN'}" if len(y) else 'no CN or AD scan',
                       'CN and AD to learn from', 'Ask for more labelled people, or fewer folds.')
-    folds = _inner(y, people_of(man).to_numpy(), inner, seed)
-    least = min([len(a) for a,_ in folds], default=len(y))
-    grid = [dict(zip(probe.grid, v)) for v in product(*probe.grid.values())]
+    folds = _inner(y, people_of(man).to_numpy(), probe.inner, seed)
+    grid,least = [dict(zip(probe.grid, v)) for v in product(*probe.grid.values())],min([len(a) for a,_ in folds], default=len(y))
     grid = [g for g in grid if g.get('n_neighbors', 1)<=least] or [dict(grid[-1], n_neighbors=1)]
-    held,parts = [[] for _ in grid],_ready(probe, {}, seed)
-    for a,b in folds:
-        pre = clone(parts[:-1]).fit(x[a], y[a]); xa,xb = pre.transform(x[a]),pre.transform(x[b]) # once for the whole grid
-        for g,h in zip(grid, held): h.append(_scores(clone(parts[-1]).set_params(**g).fit(xa, y[a]), xb))
-    mean = [np.mean([auc(y[b], s) for (_,b),s in zip(folds, h)]) if folds else 0. for h in held]
-    i = int(np.argmax(np.round(mean, 9))) if folds else len(grid)//2 # of equals the simplest; too few people to choose: the middle
-    pipe = _ready(probe, grid[i], seed).fit(x, y)
-    rows = np.concatenate([b for _,b in folds]) if folds else np.arange(len(y))
-    s = np.concatenate(held[i]) if folds else _scores(pipe, x)
-    if folds and hasattr(pipe, 'decision_function'): s = np.concatenate([h-h.mean() for h in held[i]])+s.mean() # each has its own zero
-    platt = _platt(s, y[rows]) if hasattr(pipe, 'decision_function') else None
+    pipe = clone(probe.pipe); pipe.set_params(**{k: seed for k in pipe.get_params() if k.endswith('random_state')})
+    held,i = _search(pipe, grid, x, y, folds)
+    pipe[-1].set_params(**grid[i]); pipe.fit(x, y); margins,valid = hasattr(pipe, 'decision_function'),None
+    s,rows = (np.concatenate(held[i]),np.concatenate([b for _,b in folds])) if folds else (_scores(pipe, x),np.arange(len(y)))
+    if margins and folds: s = np.concatenate([h-h.mean() for h in held[i]])+_scores(pipe, x).mean() # each classifier has its own zero
+    platt = _platt(s, y[rows]) if margins else None
     m = man.iloc[rows]
-    valid = predictions(y[rows], _squash(s, platt), m['subject'].to_numpy(), scan_id=m.index.to_numpy(), split='valid') if folds else None
+    if folds: valid = predictions(y[rows], _squash(s, platt), m['subject'].to_numpy(), scan_id=m.index.to_numpy(), split='valid')
     return FittedProbe(pipe, grid[i], platt, man, valid)
 
-# %% ../nbs/31_probes.ipynb #c3e95c0c
+# %% ../nbs/31_probes.ipynb #8479d6e2
 def cross_probe(
     emb,            # embeddings, or any table of features with index scan_id
     man,            # manifest; its CN and AD rows take part; a test or sealed row is refused
@@ -213,14 +218,15 @@ def cross_probe(
         for name,m in (('training', train), ('held-out', test)):
             if m['dx'].nunique()<2:
                 raise Problem(f'cross_probe, fold {f} of {folds}', f"{name} rows with {' and '.join(sorted(set(m['dx']))) or 'nobody'} only",
-                              'CN and AD in each fold', f"Use at most {man.groupby('dx')['subject'].nunique().min()} folds, or add people of the smaller class.")
+                              'CN and AD in each fold', 'Use fewer folds, or add people of the smaller class.')
         p = fit_probe(emb, train, probe, seed, n_train)
         out.append(p.predict(emb, test, run=run, fold=f, seed=seed))
         if valid and p.valid is not None: out.append(p.valid.assign(run=run, fold=f, seed=seed))
     return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/31_probes.ipynb #3a155528
-SAW = {'random-init': 'self-supervised', 'voxels 16^3': 'self-supervised', 'age+sex': 'demographic', 'ROI volumes': 'privileged', 'oracle': 'privileged'}
+# %% ../nbs/31_probes.ipynb #c0ea0941
+SAW = {'random-init': 'self-supervised', 'voxels 16^3': 'self-supervised', 'PCA': 'self-supervised', 'age+sex': 'demographic',
+       'ROI volumes': 'privileged', 'oracle': 'privileged'}
 
 @lru_cache(100_000)
 def _truth(seed, i, cohort): return volumes_ml(sample_latents(seed, i, cohort))
@@ -243,15 +249,15 @@ def _blocks16(x):
     m = x>0; z = torch.from_numpy(np.where(m, (x-x[m].mean())/max(x[m].std(), 1e-6), 0).astype(np.float32))
     return torch.nn.functional.adaptive_avg_pool3d(z[None], 16).flatten().numpy()
 
-# %% ../nbs/31_probes.ipynb #689a68c9
+# %% ../nbs/31_probes.ipynb #07d5bf0c
 def baseline_features(
     man,        # manifest
     kind,       # 'age+sex', 'ROI volumes', 'voxels 16^3' or 'oracle'
     cache=None, # Cache of the prepared scans; 'age+sex' and phantoms' truth need none
 )->pd.DataFrame: # float64, index scan_id; .attrs['saw'] says what it saw
     "Features that no encoder made; they go through the same `cross_probe`"
-    if kind not in SAW or kind=='random-init':
-        known = [k for k in SAW if k!='random-init']
+    known = [k for k in SAW if k not in ('random-init', 'PCA')]
+    if kind not in known:
         raise Problem('baseline_features', repr(kind), f"one of {', '.join(known)}",
                       did_you_mean(kind, known).strip() or "A random encoder goes through `embed`; PCA is the probe 'pca'.")
     phantom = bool(man[['seed', 'index']].notna().all(axis=None)) and bool(man['path'].eq('').all())

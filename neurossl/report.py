@@ -23,7 +23,7 @@ def estimate(
     s = f'{{:{"+" if sign else ""}.{digits}f}}'.format
     return s(value) if pd.isna(lo) or pd.isna(hi) else f'{s(value)} [{s(lo)}, {s(hi)}]'
 
-# %% ../nbs/42_report.ipynb #2553e879
+# %% ../nbs/42_report.ipynb #b9c9f8b1
 class Table:
     "A table for readers: HTML in notebooks and on the site, text elsewhere"
     def __init__(self, df): self.df = df
@@ -38,6 +38,7 @@ def show_table(
 )->Table:
     "Show a table the way the report does"
     df = df.reset_index() if df.index.name or isinstance(df.index, pd.MultiIndex) else df.copy()
+    df.columns.name = None
     if {'value', 'lo', 'hi'}<=set(df):
         est = [estimate(*v, digits=digits, sign=sign) for v in df[['value', 'lo', 'hi']].itertuples(index=False)]
         at = list(df).index('value'); df = df.drop(columns=['value', 'lo', 'hi']); df.insert(at, 'estimate [95 %]', est)
@@ -45,7 +46,7 @@ def show_table(
     for c in df.select_dtypes('floating'): df[c] = [('' if pd.isna(v) else f'{v:.0f}' if float(v).is_integer() else f'{v:.{digits}f}') for v in df[c]]
     return Table(df.rename(columns=lambda c: str(c).replace('_', ' ')))
 
-# %% ../nbs/42_report.ipynb #f258c463
+# %% ../nbs/42_report.ipynb #2fc2b416
 PALETTE = sns.color_palette('colorblind')
 
 def panel(
@@ -57,17 +58,23 @@ def panel(
     for a in ax[0]: a.spines[['top', 'right']].set_visible(False); a.tick_params(labelsize=8)
     return fig, ax[0] if n>1 else ax[0, 0]
 
-def curves(
-    table,     # one row an epoch: epoch, columns train_* and valid_*
-    title='',  # name of the pretext task
-    metric='loss', # shown beside the same metric of validation
-):             # the figure
-    "Training and validation curves of one run"
-    fig,ax = panel(4.5, 2.2)
-    for i,c in enumerate([c for c in table if c.endswith(metric) and c.split('_')[0] in ('train', 'valid')]):
+# %% ../nbs/42_report.ipynb #060fb32d
+def _curve(ax, table, title, metric):
+    "One panel"
+    for i,c in enumerate(c for c in (f'train_{metric}', f'valid_{metric}') if c in table):
         ax.plot(table.epoch, table[c], marker='o', ms=3, color=PALETTE[i], label=c.split('_')[0], ls='-' if i==0 else '--')
     ax.set_xlabel('epoch', fontsize=8); ax.set_ylabel(metric.replace('_', ' '), fontsize=8); ax.set_title(title, fontsize=9); ax.legend(frameon=False, fontsize=8)
     ax.xaxis.get_major_locator().set_params(integer=True)
+
+def curves(
+    tables,        # one table, or name -> table: a row an epoch, columns epoch, train_* and valid_*
+    title='',      # of a single table
+    metric='loss', # which column pair
+):                 # the figure
+    "Training and validation curves, one panel a run"
+    tables = tables if isinstance(tables, dict) else {title: tables}
+    fig,ax = panel(max(4.2, 3.*len(tables)), 2.2, n=len(tables))
+    for a,(name,t) in zip(np.atleast_1d(ax), tables.items()): _curve(a, t, name, metric)
     plt.close(fig)
     return fig
 

@@ -139,7 +139,7 @@ def start_run(
     write_json(run.path/'params.json', params)
     return run
 
-# %% ../nbs/40_run.ipynb #b63cb0ea
+# %% ../nbs/40_run.ipynb #e58b401c
 def run_notebook(
     src,     # template name, or a notebook with a cell tagged `parameters`
     dst,     # executed notebook; appears only when every cell ran
@@ -156,7 +156,8 @@ def run_notebook(
     for old in (dst, failed, part): old.unlink(missing_ok=True)
     try:
         nb = pm.execute_notebook(str(src), str(part), params, kernel_name='python3', language='python',
-                                 cwd=str(paths().root), progress_bar=False, execution_timeout=timeout)
+                                 cwd=str(paths().root), progress_bar=False, execution_timeout=timeout,
+                                 extra_arguments=['--IPKernelApp.log_level=40'])
     except BaseException:
         if part.exists(): os.replace(part, failed)
         raise

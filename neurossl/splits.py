@@ -159,7 +159,7 @@ def label_fraction(
         raise Problem('label_fraction', f'{m} people asked', f'{classes} (one per class) to {len(t)} (all)', 'Change n.')
     return man[people_of(man).isin(order[:m])]
 
-# %% ../nbs/06_splits.ipynb #f5176e9a
+# %% ../nbs/06_splits.ipynb #a2e22e18
 LEAKS = ('scan','visit','slice','late')
 
 def leaky_split(
@@ -168,7 +168,7 @@ def leaky_split(
     valid=.2, # fraction of the rows that judge (kind 'visit': not used)
     seed=0,
     n=8,      # slices or copies per scan (kinds 'slice', 'late')
-)->pd.DataFrame: # manifest with `split` 'train' or 'valid'; 'slice' and 'late' add rows and a column of that name, 0..n-1
+)->pd.DataFrame: # `split` is train or valid; slice and late give n rows a scan, with its id in source_scan and 0..n-1 in `slice` or `late`
     "A wrong split, for showing what it does"
     if kind not in LEAKS: raise Problem('leaky_split', kind, ', '.join(LEAKS), 'Choose one of these.'+did_you_mean(kind, LEAKS))
     out = man.copy()

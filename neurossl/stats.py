@@ -33,7 +33,7 @@ def resamples(
     i = np.random.default_rng(seed).integers(0, units, (n, units))+units*np.arange(n)[:,None]
     return np.bincount(i.ravel(), minlength=n*units).reshape(n, units).astype(float)
 
-# %% ../nbs/30_stats.ipynb #899e1cba
+# %% ../nbs/30_stats.ipynb #6d53252c
 def _blocks(f, w, step=200):
     "f over the rows of w, some at a time, to bound memory"
     return np.concatenate([f(w[i:i+step]) for i in range(0, len(w), step)])
@@ -57,7 +57,7 @@ def bootstrap(
     if method=='bca':
         z0 = st.norm.ppf(np.clip(((d<v).sum()+(d==v).sum()/2)/len(d), .5/len(d), 1-.5/len(d)))
         j = _blocks(f, 1-np.eye(units)); j = np.nanmean(j)-j
-        a = np.nansum(j**3)/(6*max(np.nansum(j**2), 1e-300)**1.5); z = z0+st.norm.ppf(q)
+        a = np.nansum(j**3)/(6*np.nansum(j**2)**1.5) if np.nansum(j**2)>0 else 0.; z = z0+st.norm.ppf(q)
         q = st.norm.cdf(z0+z/(1-a*z))
     elif method!='percentile':
         raise Problem('bootstrap', f'method={method!r}', "'percentile' or 'bca'", did_you_mean(method, ['percentile', 'bca']).strip())

@@ -168,7 +168,15 @@ def refresh_bn(
         for m,v in zip(bns, momenta): m.momentum = v
     return encoder
 
-# %% ../nbs/23_train.ipynb #44b266ce
+# %% ../nbs/23_train.ipynb #cc9ab5e0
+def _guard(values, batch, where):
+    "Stop at a number that is not finite, with the names of the scans"
+    if all(map(math.isfinite, values.values())): return
+    bad = [s for s,ok in zip(batch['scan_id'], batch['x'].flatten(1).isfinite().all(1).tolist()) if not ok]
+    who = f"scans with voxels that are not finite: {', '.join(bad)}" if bad else f"finite voxels; the scans were {', '.join(batch['scan_id'])}"
+    raise TrainError(where, f"{', '.join(f'{k} {v:.4g}' for k,v in values.items())}, from {who}", 'finite numbers',
+                     'The last good checkpoint is kept. Leave bad scans out; with good ones try a smaller lr, grad_clip=1 or precision fp32.')
+
 def evaluate(
     encoder, task, # left in evaluation mode
     ds,            # ScanDataset
@@ -180,19 +188,11 @@ def evaluate(
     with torch.no_grad():
         for b in loader(ds, batch, shuffle=False):
             out,k = task(encoder, _to(b, _where(encoder))|dict(seed=seed, epoch=0)), len(b['scan_id'])
-            for name,v in out.items(): total[name] = total.get(name, 0)+float(v)*k
-            n += k
+            out = {name: float(v) for name,v in out.items()}; _guard(out, b, 'evaluate'); n += k
+            for name,v in out.items(): total[name] = total.get(name, 0)+v*k
     return {k: v/n for k,v in total.items()}
 
-# %% ../nbs/23_train.ipynb #1af05392
-def _guard(values, batch, where):
-    "Stop at a number that is not finite, with the names of the scans"
-    if all(map(math.isfinite, values.values())): return
-    bad = [s for s,ok in zip(batch['scan_id'], batch['x'].flatten(1).isfinite().all(1).tolist()) if not ok]
-    who = f"scans with voxels that are not finite: {', '.join(bad)}" if bad else f"finite voxels; the scans were {', '.join(batch['scan_id'])}"
-    raise TrainError(where, f"{', '.join(f'{k} {v:.4g}' for k,v in values.items())}, from {who}", 'finite numbers',
-                     'The last good checkpoint is kept. Leave bad scans out; with good ones try a smaller lr, grad_clip=1 or precision fp32.')
-
+# %% ../nbs/23_train.ipynb #59b3f226
 def _train_epoch(encoder, task, ds, cfg, epoch, opt, augment, tick):
     "One pass over the training scans: means over steps"
     encoder.train(); task.train(); torch.manual_seed(item_seed(cfg.seed, epoch, 'dropout')%2**63)
@@ -280,7 +280,7 @@ class _Pace:
     def __call__(self, epoch, step, of):
         if time.monotonic()-self.said>60: self.say(f'epoch {epoch+1}, step {step}/{of}', epoch*of+step)
 
-# %% ../nbs/23_train.ipynb #23a72be4
+# %% ../nbs/23_train.ipynb #89643f1d
 def _place(module, dev):
     "To the device, convolution weights in channels-last order"
     module.to(dev)
@@ -297,13 +297,13 @@ def _resume(run, parts, identity):
             return load_ckpt(path, use)['history'], name=='weights'
     return [], False
 
-def _finish(run, encoder, task, train, facts):
+def _finish(run, encoder, task, train, cfg, facts):
     "Statistics of plain scans into the encoder, weights into their final file"
-    refresh_bn(encoder, train)
+    refresh_bn(encoder, train, cfg.batch)
     save_ckpt(run/'weights.safetensors', dict(encoder=encoder, task=task), dict(facts, encoder_sha256=encoder_hash(encoder)))
     for f in run.glob('checkpoint.*'): f.unlink()
 
-# %% ../nbs/23_train.ipynb #6ea6d52a
+# %% ../nbs/23_train.ipynb #16096f06
 def fit(
     encoder, task,   # trained in place
     train, valid,    # ScanDatasets; valid may be None
@@ -329,7 +329,7 @@ def fit(
             rows.append(row); save_ckpt(run/'checkpoint.safetensors', parts, facts())
             with atomic_write(run/'history.csv', 'w') as f: History(rows).table.to_csv(f, index=False)
             pace.say(f'epoch {epoch+1}/{cfg.epochs}  '+'  '.join(f'{k} {v:.4g}' for k,v in row.items() if '_' in k and 'grad' not in k), len(rows)*steps)
-        if not finished: _finish(run, encoder, task, train, facts())
+        if not finished: _finish(run, encoder, task, train, cfg, facts())
     for m in (encoder, task): m.eval()
     return History(rows)
 

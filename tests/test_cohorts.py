@@ -238,7 +238,7 @@ def test_bad_tables(tmp_path):
         f.write_bytes(raw)
         with pytest.raises(Problem, match='t.csv'): read_table(f, 'a')
     f.write_bytes('\ufeffa, b\r\n007,NA\r\n'.encode()); assert read_table(f, 'a')==[dict(a='007', b='NA', source='t.csv:2')]
-    with pytest.raises(Problem, match="Did you mean 'a'"): read_table(f, 'A')
+    with pytest.raises(Problem, match='a column'): read_table(f, 'A')
     with pytest.raises(Problem, match='no such table'): index_adni(tmp_path, tmp_path)
     with pytest.raises(Problem, match='no such folder'): index_adni(tmp_path/'x', tmp_path/'x')
 

@@ -275,6 +275,12 @@ def test_evaluate_weighs_scans_not_batches():
         assert a==pytest.approx(b, rel=1e-5) and set(a)=={'loss', 'mae_years'}
 
 
+def test_evaluate_names_a_bad_scan():
+    class Bad(Blobs):
+        def __getitem__(self, i): d = super().__getitem__(i); d['x'] = d['x']*(float('nan') if d['scan_id']=='scan-102' else 1); return d
+    with pytest.raises(TrainError, match='not finite: scan-102;'): evaluate(*fresh(), Bad(6, 100, 'valid'), batch=3)
+
+
 def test_encoder_hash_sees_one_bit():
     e = fresh()[0]; h = encoder_hash(e)
     with torch.no_grad(): e.feature_extractor.conv_3[0].bias[0] = torch.nextafter(e.feature_extractor.conv_3[0].bias[0], torch.tensor(9.))
