@@ -30,10 +30,10 @@ real: $(OK) ## run your own scans through it: make real SCANS=<BIDS folder> [POL
 test: $(OK) ## export in sync, every room once, pytest (under 10 minutes)
 	nbdev_export && git diff --exit-code --stat -- neurossl
 	nbdev_test --n_workers $(J) --path nbs
-	pytest -q -m "not slow" -rs tests
+	pytest -q -n $(J) --dist loadfile -m "not slow" -rs tests
 
 test-slow: $(OK) ## the slow tests
-	pytest -q -m slow -rs tests
+	pytest -q -n $(J) -m slow -rs tests
 
 site: $(OK) ## render the site from what has been executed
 	@$(RUN) neurossl.study finish $(PROFILE)

@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 
 from .core import Problem, did_you_mean
 
-# %% ../nbs/28_metrics.ipynb #f70f4e81
+# %% ../nbs/28_metrics.ipynb #d127fdd8
 FIT = ['run', 'seed', 'fold'] # the columns that name one fitted classifier
 
 def predictions(
@@ -40,7 +40,9 @@ def check_predictions(
         raise Problem(where, f"no column {', '.join(lack)}", "run, fold, seed, scan_id, subject, split, y, score",
                       "Build the table with `predictions` or `cross_probe`.")
     if not len(pred): raise Problem(where, "no rows", "at least one scan", "Check the subset that the predictions were made on.")
-    pred = pred.assign(**{c: v for c,v in dict(run='', fold=0, seed=0, split='test').items() if c not in pred})
+    for c,v in dict(run='', fold=0, seed=0, split='test').items(): # absent, or an empty cell of a CSV file
+        if c not in pred or pred[c].isna().all(): pred = pred.assign(**{c: v})
+        elif pred[c].isna().any(): pred = pred.assign(**{c: pred[c].fillna(v)})
     bad = pred[~np.isfinite(pred[['y', 'score']].astype(float)).all(axis=1)]
     if len(bad):
         raise Problem(f"{where}, scan {bad.scan_id.iloc[0]!r}", f"{len(bad)} rows without a finite y and score", "a number in each row",

@@ -224,9 +224,9 @@ def cross_probe(
         if valid and p.valid is not None: out.append(p.valid.assign(run=run, fold=f, seed=seed))
     return pd.concat(out, ignore_index=True)
 
-# %% ../nbs/31_probes.ipynb #c0ea0941
-SAW = {'random-init': 'self-supervised', 'voxels 16^3': 'self-supervised', 'PCA': 'self-supervised', 'age+sex': 'demographic',
-       'ROI volumes': 'privileged', 'oracle': 'privileged'}
+# %% ../nbs/31_probes.ipynb #002e0511
+SAW = {'age': 'demographic', 'rotation': 'self-supervised', 'random-init': 'self-supervised', 'voxels 16^3': 'self-supervised', 'PCA': 'self-supervised',
+       'age+sex': 'demographic', 'ROI volumes': 'privileged', 'oracle': 'privileged'}
 
 @lru_cache(100_000)
 def _truth(seed, i, cohort): return volumes_ml(sample_latents(seed, i, cohort))
@@ -249,14 +249,14 @@ def _blocks16(x):
     m = x>0; z = torch.from_numpy(np.where(m, (x-x[m].mean())/max(x[m].std(), 1e-6), 0).astype(np.float32))
     return torch.nn.functional.adaptive_avg_pool3d(z[None], 16).flatten().numpy()
 
-# %% ../nbs/31_probes.ipynb #07d5bf0c
+# %% ../nbs/31_probes.ipynb #4f27bb58
 def baseline_features(
     man,        # manifest
     kind,       # 'age+sex', 'ROI volumes', 'voxels 16^3' or 'oracle'
     cache=None, # Cache of the prepared scans; 'age+sex' and phantoms' truth need none
 )->pd.DataFrame: # float64, index scan_id; .attrs['saw'] says what it saw
     "Features that no encoder made; they go through the same `cross_probe`"
-    known = [k for k in SAW if k not in ('random-init', 'PCA')]
+    known = ['age+sex', 'ROI volumes', 'voxels 16^3', 'oracle']
     if kind not in known:
         raise Problem('baseline_features', repr(kind), f"one of {', '.join(known)}",
                       did_you_mean(kind, known).strip() or "A random encoder goes through `embed`; PCA is the probe 'pca'.")

@@ -80,7 +80,7 @@ def ci(
     b = bootstrap(f, units, n, seed, level, method); b.pop('draws')
     return dict(b, n_subjects=units)
 
-# %% ../nbs/30_stats.ipynb #15c4c168
+# %% ../nbs/30_stats.ipynb #88d83a8a
 def interval_table(
     pred,                # predictions of many arms
     by=('run',),         # columns that name an arm
@@ -91,7 +91,8 @@ def interval_table(
     by = [by] if isinstance(by, str) else list(by)
     lost = [c for c in by if c not in pred]
     if lost: raise Problem('interval_table', f"no column {', '.join(lost)}", 'columns that name an arm', 'Add them with pred.assign(...).')
-    return pd.DataFrame([dict(zip(by, k), metric=m, **ci(p, m, **kw)) for k,p in pred.groupby(by, sort=False, dropna=False) for m in metrics])
+    arms = pred.groupby(by, sort=False, dropna=False)
+    return pd.DataFrame([dict(zip(by, k), metric=m, **ci(p, m, **kw)) for k,p in arms for m in metrics])
 
 # %% ../nbs/30_stats.ipynb #66e2a154
 def _paired(a, b):

@@ -15,20 +15,25 @@ from .core import Problem, atomic_write, clock, did_you_mean, digest, in_noteboo
 from .grid import collect, expand, find_cell, load_grid, module_key, run_cell, study_cells, study_scans
 from .run import ParameterError, profiles, run_notebook
 
-# %% ../nbs/44_study.ipynb #f1af1dc3
+# %% ../nbs/44_study.ipynb #2ccd4ce8
 class Progress:
     "Follows the logs of the cells and says how far the study is"
     def __init__(self, cells, root, jobs):
         self.cells,self.root,self.jobs,self.t0,self.said = cells,Path(root),jobs,time.time(),0.
         self.at = {c['run']: self._size(c) for c in cells}; self.open = [c for c in cells if not (self.root/c['run']/'run.json').exists()]
-        self.all = sum(c['seconds'] for c in self.open) or 1
+        self.all,self.t1 = sum(c['seconds'] for c in self.open) or 1,None
     def _log(self, c): return self.root/c['run']/'log.txt'
     def _size(self, c): return self._log(c).stat().st_size if self._log(c).exists() else 0
+    def _credit(self, c): # seconds of the plan that a cell has behind it: all when complete, what has passed while it runs
+        folder = self.root/c['run']
+        if (folder/'run.json').exists(): return c['seconds']
+        begun = (folder/'params.json').stat().st_mtime if (folder/'params.json').exists() else 0
+        return min(time.time()-begun, .9*c['seconds']) if begun>self.t0 else 0
     def left(self):
-        "Share of the planned work that is done, and seconds left"
-        done = sum(c['seconds'] for c in self.open if (self.root/c['run']/'run.json').exists()); gone = time.time()-self.t0
-        rest = self.all-done; speed = max(done/gone, self.jobs/2) if done else self.jobs
-        return done/self.all, rest/speed
+        "Share of the planned work that is done, and seconds left at the pace seen so far"
+        done = sum(self._credit(c) for c in self.open); self.t1 = self.t1 or (time.time() if done else None)
+        pace = done/max(time.time()-self.t1, 1) if self.t1 and done>self.all/10 else self.jobs
+        return done/self.all, (self.all-done)/min(max(pace, .3*self.jobs), 2*self.jobs)
     def bar(self, path):
         "The last state of a progress bar in a log file, at most every two seconds"
         if path.exists() and time.time()-self.said>2 and (line := path.read_text(encoding='utf-8', errors='replace').replace('\r', '\n').strip().rpartition('\n')[2])!=self.last:

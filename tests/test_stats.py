@@ -88,6 +88,12 @@ def test_calibration_slope_and_temperature():
     x = np.log(p.score/(1-p.score)); fit = sm.Logit(y, sm.add_constant(x)).fit(disp=0); assert c['slope']==pytest.approx(fit.params.iloc[1], abs=1e-3)
     with pytest.raises(Problem, match='probabilities'): calibration(made().assign(score=lambda d: d.score*3))
 
+def test_a_table_read_back_from_a_file_is_the_same(tmp_path):
+    for kw in ({}, dict(run='a')):
+        p = pd.concat([made(**kw), made(**kw).assign(split='valid')]); p.to_csv(tmp_path/'p.csv', index=False); q = pd.read_csv(tmp_path/'p.csv')
+        assert score(q)==score(p) and ci(q, n=50)==ci(p, n=50) and paired_ci(p, q, n=50)['value']==0. and permutation_test(q, 50)==permutation_test(p, 50)
+    mixed = check_predictions(pd.concat([made(), made(run='b')]).replace({'run': {'': np.nan}})); assert set(mixed.run)=={'', 'b'}
+
 # ---------------------------------------------------------------- plain tests
 
 def brute(y, s1, s2):
