@@ -18,29 +18,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .core import Problem, did_you_mean
 
-# %% ../nbs/11_encoders.ipynb #16711111
+# %% ../nbs/11_encoders.ipynb #f2906f8d
 class EncoderError(Problem): "An encoder was asked for that does not exist, or was fed something that is not a batch of scans"
 
-def _block(i, o, k=3, pool=True): # the published order: the ReLU comes after the pooling, on an eighth of the voxels
-    return nn.Sequential(nn.Conv3d(i, o, k, padding=k//2), nn.BatchNorm3d(o), *([nn.MaxPool3d(2)] if pool else []), nn.ReLU())
+def _block(i, o, k=3, pool=()): # the published order: the ReLU comes after the pooling, on an eighth of the voxels
+    return nn.Sequential(nn.Conv3d(i, o, k, padding=k//2), nn.BatchNorm3d(o), *pool, nn.ReLU())
 
 class SFCN(nn.Module):
     "Simple fully convolutional network: seven blocks, 3 million parameters with a head of 40 outputs"
     def __init__(self,
         channels=(32,64,128,256,256), # of the pooling blocks; each halves the side
         n_features:int=64,            # F, channels of the last block (1³ convolution)
+        ceil=True,                    # odd sides are rounded up when halved, so that no voxel is left out; False as released
     ):
         super().__init__()
         *io,last = zip((1,*channels), (*channels, n_features))
-        blocks = [_block(i, o) for i,o in io] + [_block(*last, k=1, pool=False)]
+        blocks = [_block(i, o, pool=[nn.MaxPool3d(2, ceil_mode=ceil)]) for i,o in io] + [_block(*last, k=1)]
         self.feature_extractor = nn.Sequential(OrderedDict((f'conv_{i}', b) for i,b in enumerate(blocks)))
         self.n_features,self.min_side = n_features,2**len(channels)
-        self.spec = dict(name='sfcn', channels=list(channels), n_features=n_features)
-    def features(self, x): # (B,1,X,Y,Z) -> (B,F,x,y,z), sides divided by 32
+        self.spec = dict(name='sfcn', channels=list(channels), n_features=n_features, ceil=ceil)
+    def features(self, x): # (B,1,X,Y,Z) -> (B,F,x,y,z), sides divided by 32 and rounded up
         "The map before averaging"
         if x.ndim!=5 or x.shape[1]!=1 or min(x.shape[2:])<self.min_side:
             raise EncoderError('SFCN, input', f'shape {tuple(x.shape)}', f'(B, 1, X, Y, Z) with every side at least {self.min_side} voxels',
-                f'{len(self.spec["channels"])} poolings halve each side, so that {self.min_side} voxels end as one and fewer end as none: resize the scans.')
+                f'{len(self.spec["channels"])} poolings halve each side, so one voxel of the map stands for {self.min_side}³ voxels, and a smaller scan does not fill it: resize the scans.')
         for block in self.feature_extractor:
             if x.device.type=='cpu' and min(x.shape[2:])<3:                    # see below: bfloat16 is not safe here
                 with torch.autocast('cpu', enabled=False): x = block(x.to(block[0].weight.dtype))

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['GREY', 'G2009C', 'S2_BOX', 'ADNI_MM', 'VERSION', 'STEPS', 'NAMED', 'RECIPES', 'minmax', 'zscore', 'clahe', 'n4',
-           'strip_skull', 'mni_box', 'read_turboprep', 'Recipe', 'prepare']
+           'strip_skull', 'mni_box', 'read_turboprep', 'Recipe', 'versions', 'prepare']
 
-# %% ../nbs/05_preprocess.ipynb #e2ea3da3
+# %% ../nbs/05_preprocess.ipynb #1432ebe5
 import inspect, math
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -248,7 +249,7 @@ NAMED = dict( # name -> size in its paper (or 48), steps, order of the finished 
     s2_turboprep=((150,192,192), ('strip_skull', 'mni_box', 'resize', 'zscore'), 'zyx'),
     s3=(110, ('n4', 'strip_skull', ('register', dict(dof=9)), 'minmax'), 'xyz'))
 
-# %% ../nbs/05_preprocess.ipynb #b76fa409
+# %% ../nbs/05_preprocess.ipynb #879b06b4
 @dataclass(frozen=True)
 class Recipe:
     "Which steps, in which order, to which size"
@@ -279,6 +280,17 @@ def _step(s, name):
     if bad := set(o)-set(known):
         raise Problem(f'recipe {name}, step {s}', f'option {min(bad)!r}', f"one of {', '.join(known) or 'none'}", f'Correct the option.{did_you_mean(min(bad), known)}')
     return (s, tuple(sorted(o.items()))) if o else s
+
+@lru_cache(64)
+def versions(
+    recipe:Recipe,
+)->dict: # name -> version
+    "The code that may change a voxel of a recipe's result: these steps, and the libraries they call"
+    used = {s if isinstance(s, str) else s[0] for s in recipe.steps}
+    def of(lib):
+        try: return metadata.version(lib)
+        except metadata.PackageNotFoundError: return ''
+    return dict(steps=VERSION, numpy=np.__version__, torch=of('torch'), **{lib: of(lib) for step,lib in (('n4', 'SimpleITK'), ('strip_skull', 'deepbet')) if step in used})
 
 RECIPES = {k: Recipe(k, size) for k,(size,_,_) in NAMED.items()} # at the size of their papers
 

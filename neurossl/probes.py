@@ -249,7 +249,7 @@ def _blocks16(x):
     m = x>0; z = torch.from_numpy(np.where(m, (x-x[m].mean())/max(x[m].std(), 1e-6), 0).astype(np.float32))
     return torch.nn.functional.adaptive_avg_pool3d(z[None], 16).flatten().numpy()
 
-# %% ../nbs/31_probes.ipynb #4f27bb58
+# %% ../nbs/31_probes.ipynb #066e7e98
 def baseline_features(
     man,        # manifest
     kind,       # 'age+sex', 'ROI volumes', 'voxels 16^3' or 'oracle'
@@ -271,7 +271,7 @@ def baseline_features(
         t = _ratios(pd.DataFrame([_truth(int(r.seed), int(r['index']), r.cohort) for _,r in man.iterrows()], index=man.index), 'tiv')
     elif kind=='oracle':
         lat = pd.DataFrame([latents_of(r) for _,r in man.iterrows()], index=man.index)
-        t = _demographic(man).join(lat[['severity', 'vent', 'hip', 'cort', 'sig', 'head']])
+        t = _demographic(man).join(lat[['vent', 'hip', 'cort', 'sig', 'head']])
     else:
         ds = ScanDataset(man, cache); scans = ((b['scan_id'][0], b['x'][0,0].numpy()) for b in loader(ds, 1, shuffle=False))
         if kind=='voxels 16^3': t = pd.DataFrame({i: _blocks16(x) for i,x in scans}).T.rename(columns='v{:04d}'.format).reindex(man.index)

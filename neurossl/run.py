@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ParameterError', 'declared', 'check_values', 'template', 'parameters', 'profiles', 'resolve', 'provenance', 'Run',
-           'start_run', 'run_notebook', 'parse_values', 'main']
+           'start_run', 'run_notebook', 'parse_values', 'command', 'main']
 
 # %% ../nbs/40_run.ipynb #70f0370f
 import ast, json, os, platform, re, subprocess, sys, time
@@ -73,7 +73,7 @@ def parameters(
         if 'parameters' in c['metadata'].get('tags', []): return declared(''.join(c['source']))
     raise ParameterError(path, 'no cell with the tag `parameters`', 'one such cell', 'Tag the cell that holds the defaults (JupyterLab: property inspector).')
 
-# %% ../nbs/40_run.ipynb #93f2cc2c
+# %% ../nbs/40_run.ipynb #9f3c7ca8
 def profiles()->dict: # profile -> template or 'study' -> values
     "The table of profiles"
     import yaml
@@ -89,7 +89,9 @@ def resolve(
     if out.get('profile') not in known:
         raise ParameterError(f'{name}, parameter profile', repr(out.get('profile')), ' | '.join(known), f"Choose one.{did_you_mean(out.get('profile'), known)}")
     over = known[out['profile']].get(Path(str(name)).stem, {})
-    return {k: over.get(k) if v is None else v for k,v in out.items()}
+    if lost := [k for k,v in out.items() if v is None and k not in over]:
+        raise ParameterError(f'{Path(str(name)).stem}, parameter {lost[0]}', f"None, and no value in the profile {out['profile']}", 'a value', f'Give {lost[0]}, or add it to nbs/experiments/profiles.yaml.')
+    return {k: over[k] if v is None else v for k,v in out.items()}
 
 # %% ../nbs/40_run.ipynb #8620791c
 _packages = ('torch', 'monai', 'numpy', 'scikit-learn', 'scipy', 'pandas', 'nibabel', 'nilearn', 'papermill', 'neurossl')
@@ -167,10 +169,14 @@ def run_notebook(
     part.unlink(missing_ok=True)
     return made
 
-# %% ../nbs/40_run.ipynb #d29790d0
+# %% ../nbs/40_run.ipynb #de50bb2a
 def _stamp(nb, made, name):
     "Provenance into the metadata and, for the reader, into a last cell; the run's name into the title"
     import nbformat
+    hide = {v: f'…/{Path(v).name}' for v in made['params'].values() if isinstance(v, str) and Path(v).is_absolute()} # a page tells no place on a disk
+    made = dict(made, params={k: hide.get(v, v) if isinstance(v, str) else v for k,v in made['params'].items()})
+    for c in nb.cells:
+        for v,short in hide.items(): c.source = c.source.replace(v, short)
     nb.metadata['neurossl'] = made
     nb.metadata.pop('papermill', None)
     for c in nb.cells: c.metadata.pop('papermill', None); c.metadata.pop('execution', None)
@@ -180,7 +186,7 @@ def _stamp(nb, made, name):
         f"## Provenance\n\nCommit `{made['git'][:10]}`{' with local changes' if made['dirty'] else ''}, {clock(made['wall_s'])} of wall time, "
         f"Python {made['python']}, {pk}. Parameters: `{json.dumps(made['params'], sort_keys=True)}`.", id='provenance'))
 
-# %% ../nbs/40_run.ipynb #06213ab9
+# %% ../nbs/40_run.ipynb #084abb54
 def parse_values(
     words, # ['profile=smoke', 'epochs=2']
 )->dict:
@@ -193,14 +199,23 @@ def parse_values(
         except json.JSONDecodeError: out[k] = v
     return out
 
+def command(
+    do,   # a function without arguments
+    where,# what the message begins with
+):        # its value
+    "Run a command; what a reader can mend, and a cell that failed, end it with one paragraph instead of a traceback"
+    from papermill.exceptions import PapermillExecutionError
+    try: return do()
+    except Problem as e: raise SystemExit(str(e)) from None
+    except PapermillExecutionError as e: raise SystemExit(f"{where}: cell {e.cell_index} raised {e.ename}: {e.evalue}\nThe notebook up to there is kept as .failed.ipynb; what was complete before stays.") from None
+    except KeyboardInterrupt: raise SystemExit('\nInterrupted. What is complete is kept; the same command continues from there.') from None
+
+# %% ../nbs/40_run.ipynb #a193a7d2
 def main(argv=None):
     "Command line: TEMPLATE OUTPUT [name=value ...]"
     argv = sys.argv[1:] if argv is None else argv
     if len(argv)<2: raise SystemExit('usage: python -m neurossl.run TEMPLATE OUTPUT.ipynb [name=value ...]')
-    from papermill.exceptions import PapermillExecutionError
-    try: made = run_notebook(argv[0], argv[1], parse_values(argv[2:]))
-    except Problem as e: raise SystemExit(str(e)) from None
-    except PapermillExecutionError as e: raise SystemExit(f"{argv[0]}: cell {e.cell_index} raised {e.ename}: {e.evalue}\nSee {Path(argv[1]).with_suffix('.failed.ipynb')}") from None
+    made = command(lambda: run_notebook(argv[0], argv[1], parse_values(argv[2:])), argv[0])
     log(f"{argv[1]}: done in {clock(made['wall_s'])}")
 
 # %% ../nbs/40_run.ipynb #1dc10ea4

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BRAIN_ML', 'CUBE_MM', 'BRAIN_MM', 'EDGE_MM', 'PrepareError', 'is_stripped', 'raw', 'like', 'three', 'shift', 'resize',
-           'pad_cube', 'resample_to', 'brain_centre', 'cube', 'template', 'find_affine', 'register']
+           'pad_cube', 'resample_to', 'brain_centre', 'cube', 'mni_template', 'find_affine', 'register']
 
 # %% ../nbs/04_spatial.ipynb #ae45c225
 import importlib.util, math
@@ -132,9 +132,9 @@ def _matrix(p):
     M = R @ torch.diag(a[6:9].exp()) @ st(one,a[9],a[10], o,one,a[11], o,o,one)
     return torch.cat([torch.cat([M, p[3:6,None]], 1), torch.tensor([[0,0,0,1]], dtype=p.dtype)])
 
-# %% ../nbs/04_spatial.ipynb #c4b84b4a
+# %% ../nbs/04_spatial.ipynb #c2152124
 @lru_cache(1)
-def template()->Volume: # ICBM 152, 1 mm, brain only
+def mni_template()->Volume: # ICBM 152, 1 mm, brain only
     "The T1 template that nilearn packages"
     at = Path(next(iter(importlib.util.find_spec('nilearn').submodule_search_locations)))/'datasets'/'data'
     return load_volume(at/'mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz')
@@ -145,7 +145,7 @@ def _coarse(v, mm): # voxels of about `mm`
 @lru_cache(8)
 def _points(mm, fixed=None):
     "Of the fixed scan at `mm`: points (N,3) in mm from the brain's middle, and their grey levels (N,)"
-    f = fixed or template(); c = brain_centre(f); f = _coarse(f, mm)
+    f = fixed or mni_template(); c = brain_centre(f); f = _coarse(f, mm)
     x = torch.from_numpy(f.data); r = max(1, round(7/mm))
     near = F.max_pool3d((x>.02*x.max()).float()[None,None], 2*r+1, 1, r)[0,0]>0
     A = torch.from_numpy(f.affine); p = near.nonzero().double() @ A[:3,:3].T + A[:3,3] - torch.from_numpy(c)
@@ -159,7 +159,7 @@ def _likeness(p, moving, centre, points, grey):
     a,b = y-y.mean(), grey-grey.mean()
     return (a*b).sum()/(a.norm()*b.norm()+1e-6)
 
-# %% ../nbs/04_spatial.ipynb #15c8974c
+# %% ../nbs/04_spatial.ipynb #cfb260c9
 @contextmanager
 def _one_thread():
     "Sums of floats depend on the number of threads"
@@ -169,13 +169,13 @@ def _one_thread():
 
 def find_affine(
     v:Volume,      # a brain without its skull
-    dof=9,         # 6: turn and shift; 9: and stretch; 12: and shear
+    dof=9,         # 6: turn and shift, of the nine; 9: and stretch; 12: and shear
     fixed=None,    # Volume to register to; None: the template
     mm=2.,         # finest voxels looked at
-)->tuple:          # (4,4) from mm of the fixed scan to mm of `v`; correlation, about .9
+)->tuple:          # (4,4) from mm of the fixed scan to mm of `v`; correlation at 4 mm, of the stretched brain
     "Find where the template lies in a scan"
     if dof not in (6, 9, 12): raise Problem('register, dof', repr(dof), '6, 9 or 12', 'Choose how free the transform is.')
-    c = brain_centre(v); free = torch.arange(12)<dof
+    c = brain_centre(v); free = torch.arange(12)<max(dof, 9)
     with _one_thread():
         for level in sorted({8., 4., float(mm)}, reverse=True):
             m,pts = _coarse(v, level),_points(level, fixed)
@@ -188,10 +188,12 @@ def find_affine(
                 opt.zero_grad(); l = -_likeness(p, m, c, *pts); l.backward(); p.grad *= free
                 return l
             opt.step(worse); p = p.detach()
-        with torch.no_grad(): ncc = float(_likeness(p, m, c, *pts))
-    return shift(c) @ _matrix(p).numpy() @ shift(-brain_centre(fixed or template())), ncc
+            if level>=4:
+                with torch.no_grad(): ncc = float(_likeness(p, m, c, *pts))
+    if dof==6: p[6:] = 0
+    return shift(c) @ _matrix(p).numpy() @ shift(-brain_centre(fixed or mni_template())), ncc
 
-# %% ../nbs/04_spatial.ipynb #acb9775d
+# %% ../nbs/04_spatial.ipynb #b96386d3
 def register(
     v:Volume,        # a brain without its skull
     dof=9,           # 6: turn and shift; 9: and stretch; 12: and shear
@@ -199,7 +201,7 @@ def register(
     shape=None,      # (X,Y,Z) of that grid
     mm=2.,           # voxels, where no grid is given; also the finest looked at
     fixed=None,      # Volume to register to; None: the template
-    least=.72,       # correlation below which the result is refused
+    least=.8,        # correlation below which a scan is refused
 )->tuple:            # Volume on the wanted grid; (4,4) from its mm to mm of `v`
     "Turn, shift and stretch a brain until it lies over the template"
     if fixed is None and not is_stripped(v):
@@ -208,5 +210,5 @@ def register(
     if ncc<least:
         raise PrepareError('REGISTRATION', 'register', f'a correlation of {ncc:.2f} with the template', f'{least} or more',
                            'Look at the scan: is it a T1, and does the header tell the truth about its axes?')
-    g = _coarse(fixed or template(), mm)
+    g = _coarse(fixed or mni_template(), mm)
     return resample_to(v, g.affine if affine is None else affine, g.shape if shape is None else shape, matrix=M), M

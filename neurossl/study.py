@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Progress', 'snake', 'fresh', 'finish', 'headline', 'study', 'real', 'prepare_cohort', 'main']
 
-# %% ../nbs/44_study.ipynb #3ad061d6
+# %% ../nbs/44_study.ipynb #3f732e8b
 import fcntl, subprocess, sys, time
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from .core import Problem, atomic_write, clock, did_you_mean, digest, in_notebook, log, paths, read_json, write_json
 from .grid import collect, expand, find_cell, load_grid, module_key, run_cell, study_cells, study_scans
-from .run import ParameterError, profiles, run_notebook
+from .run import ParameterError, command, profiles, run_notebook
 
 # %% ../nbs/44_study.ipynb #2ccd4ce8
 class Progress:
@@ -150,7 +150,7 @@ def real(
     print(f'{page.relative_to(root)} and its page under _site/results/real/. Took {clock(time.time()-t0)}.')
     return 0
 
-# %% ../nbs/44_study.ipynb #a5a75bc6
+# %% ../nbs/44_study.ipynb #70eadde3
 def prepare_cohort(
     profile, # of profiles.yaml
     jobs=2,  # processes
@@ -169,15 +169,11 @@ def prepare_cohort(
 def main(argv=None):
     "Command line: study PROFILE JOBS | real PROFILE JOBS FOLDER POLICY | cell PROFILE GRID/ID | cohort PROFILE JOBS OUT | finish PROFILE"
     what,profile,*rest = sys.argv[1:] if argv is None else argv
-    try:
-        if what=='study': raise SystemExit(study(profile, int(rest[0]) if rest else 2))
-        elif what=='real': raise SystemExit(real(profile, int(rest[0]), *rest[1:]))
-        elif what=='cell': run_cell(find_cell(profile, rest[0]))
-        elif what=='cohort': write_json(rest[1], prepare_cohort(profile, int(rest[0])))
-        elif what=='finish': print(finish(profile).relative_to(paths().root))
-        else: raise SystemExit(main.__doc__)
-    except Problem as e: raise SystemExit(str(e)) from None
-    except KeyboardInterrupt: raise SystemExit('\nInterrupted. What is complete is kept; the same command continues from there.') from None
+    todo = dict(study=lambda: study(profile, int(rest[0]) if rest else 2), real=lambda: real(profile, int(rest[0]), *rest[1:]),
+                cell=lambda: run_cell(find_cell(profile, rest[0])) and 0, cohort=lambda: write_json(rest[1], prepare_cohort(profile, int(rest[0]))),
+                finish=lambda: print(finish(profile).relative_to(paths().root)))
+    if what not in todo: raise SystemExit(main.__doc__)
+    raise SystemExit(command(todo[what], what))
 
 # %% ../nbs/44_study.ipynb #5e897a78
 #| eval: false

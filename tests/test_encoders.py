@@ -22,6 +22,14 @@ def test_map_at_full_size_on_the_meta_device():
     assert encoder.features(torch.empty(1, 1, 160, 192, 160, device='meta')).shape==(1, 64, 5, 6, 5)
 
 
+def test_odd_sides_round_up_unless_told():
+    x = torch.rand(1, 1, 48, 33, 64)
+    with torch.no_grad():
+        assert SFCN().eval().features(x).shape[2:]==(2, 2, 2) and SFCN(ceil=False).eval().features(x).shape[2:]==(1, 1, 2)
+        torch.manual_seed(0); a = SFCN().eval(); torch.manual_seed(0); b = SFCN(ceil=False).eval()
+        assert torch.equal(a(x[:,:,:32,:32]), b(x[:,:,:32,:32]))  # no difference at multiples of 32
+
+
 @pytest.mark.parametrize('shape', [(32,32,32), (33,48,40), (64,32,32)])
 def test_any_size_gives_the_same_features_shape(shape):
     encoder = SFCN().eval()
@@ -77,6 +85,7 @@ def test_bf16_gradients_are_never_read_from_dirty_memory(size):
 def test_build_by_name():
     small = build_encoder('sfcn', channels=(4,8,8), n_features=8)
     assert small.spec==build_encoder(**small.spec).spec and small.min_side==8
+    assert build_encoder('sfcn', ceil=False).spec['ceil'] is False
     with pytest.raises(Problem, match="Did you mean 'sfcn'"): build_encoder('SFC')
     with pytest.raises(Problem, match="Did you mean 'channels'"): build_encoder('sfcn', chanels=(4,))
     assert 'sfcn' in ENCODERS

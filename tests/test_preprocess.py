@@ -1,67 +1,23 @@
-"Steps of preprocessing against their references"
+"Steps of preprocessing against their references; recipes"
+import os
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from neurossl.core import Problem
-from neurossl.preprocess import (NAMED, RECIPES, STEPS, VERSION, Recipe, brain_centre, clahe, cube, minmax, pad_cube, prepare, resample_to, resize, zscore)
-from neurossl.volume import Volume
+from neurossl.phantom import phantom, sample_latents
+from neurossl.preprocess import (G2009C, NAMED, RECIPES, VERSION, PrepareError, Recipe, clahe, minmax, mni_box, n4, prepare, read_turboprep, resample_to,
+                                 strip_skull, versions, zscore)
+from neurossl.spatial import find_affine, is_stripped, mni_template
+from neurossl.volume import Volume, load_volume, save_volume
 
 def ball(n=40, at=(20,20,20), r=12, spacing=2.):
     g = np.stack(np.meshgrid(*[np.arange(n)]*3, indexing='ij'), -1)
     d = np.sqrt(((g-np.array(at))**2).sum(-1)); x = (d<r)*(100+40*np.sin(g[...,0]/3)+g[...,1])
     return Volume(x.astype(np.float32), np.diag([spacing]*3+[1.]))
-
-def rot(deg):
-    a = np.deg2rad(deg); return np.array([[np.cos(a),-np.sin(a),0,0],[np.sin(a),np.cos(a),0,0],[0,0,1,0],[0,0,0,1]])
-
-def test_resize_grows_as_torch_does():
-    x = np.random.default_rng(0).random((7,11,5), np.float32)
-    assert np.array_equal(resize(x, (9,11,20)), F.interpolate(torch.from_numpy(x)[None,None], (9,11,20), mode='trilinear', align_corners=False)[0,0].numpy())
-
-def test_resize_averages_when_it_shrinks():
-    x = np.random.default_rng(0).random((64,)*3, np.float32); y = resize(x, 16)
-    assert abs(y.mean()-x.mean())<.005 and y.std()<x.std()/4
-    ramp = np.broadcast_to(np.arange(64, dtype=np.float32)[:,None,None], (64,)*3)
-    assert np.allclose(resize(ramp, 16)[1:-1,0,0], np.arange(1.5, 63, 4)[1:-1])
-    for d in range(3):  # one axis only, and the same whichever axis it is
-        s = [64]*3; s[d] = 20; t = [64]*3; t[0] = 20
-        assert np.allclose(resize(np.moveaxis(x, 0, d), s), np.moveaxis(resize(x, t), 0, d), atol=1e-5)
-
-def test_resize_keeps_the_field_of_view():
-    v = ball(); w = resize(v, (20,40,30)); corner = lambda u, c: u.affine @ [*(np.array(u.shape)*c-.5), 1]
-    for c in (0, 1): assert np.allclose(corner(v, c), corner(w, c))
-    assert np.allclose(brain_centre(w, w.data>50), brain_centre(v, v.data>50), atol=.3)
-
-def test_nearest_keeps_labels():
-    assert set(np.unique(resize((ball().data>0).astype(np.float32), 23, 'nearest')))=={0., 1.}
-
-def test_resample_to_itself_and_by_whole_voxels():
-    v = ball(); assert np.allclose(resample_to(v, v.affine, v.shape).data, v.data, atol=.02)
-    A = v.affine.copy(); A[:3,3] = v.affine[:3,:3] @ [3,-2,5]; w = resample_to(v, A, (30,35,30))
-    assert np.allclose(w.data[2:20,5:30,2:20], v.data[5:23,3:28,7:25], atol=.02)
-
-def test_resample_to_a_coarse_grid_averages():
-    v = ball(48, (24,24,24), 16); A = np.diag([8.,8,8,1]); A[:3,3] = 3  # blocks of 4
-    assert np.allclose(resample_to(v, A, 12).data, v.data.reshape(12,4,12,4,12,4).mean((1,3,5)), atol=.05)
-
-@pytest.mark.parametrize('spacing,shape,shift', [((1,1,1.5), (160,190,120), (9,-20,11)), ((2,2,2), (96,96,96), (0,0,0))])
-def test_cube_puts_a_tilted_scan_in_its_place(spacing, shape, shift):
-    v = ball(60, (33,27,30), 17, 3.)
-    A = rot(14) @ np.diag([*spacing, 1.]); A[:3,3] = [*(np.array([90,90,90])-A[:3,:3]@(np.array(shape)/2)+shift)]
-    w = resample_to(v, A, shape); c = cube(w, 48)
-    assert c.shape==(48,)*3 and np.allclose(c.spacing_mm, 4)
-    want = c.affine @ [23.5,23.5,23.5,1]; assert np.allclose(brain_centre(c, c.data>60)-want[:3], [0,-4,5], atol=1)
-    assert np.allclose(brain_centre(c, c.data>60), brain_centre(v, v.data>60), atol=1)    # the same place in the room
-    assert abs((c.data>60).sum()*64/((v.data>60).sum()*27)-1)<.05                          # and the same size
-    with pytest.raises(Problem, match='brain'): cube(w, 48, centre='brian')
-
-def test_pad_cube_makes_equal_sides_in_mm():
-    v = Volume(np.ones((10,20,8), np.float32), np.diag([3.,1,2,1])); p = pad_cube(v)
-    assert np.allclose(np.array(p.shape)*p.spacing_mm, 30, atol=3) and p.data.sum()==v.data.sum()
-    assert np.allclose(brain_centre(p), brain_centre(v))
 
 def test_minmax_and_zscore():
     v = ball(); m = v.data>0; y = minmax(v).data
@@ -125,3 +81,78 @@ def test_the_mask_follows_the_scan():
 def test_results_have_not_drifted():
     "If this fails because a step was changed on purpose: raise VERSION in 05_preprocess and correct the numbers"
     x,_ = prepare(ball(), Recipe('s1', 32)); assert (VERSION, round(float(x.mean()), 3), round(float(x[16,16,16]), 2))==(1, .083, .81)
+
+def published(vol, mask):
+    "The second study's array and normalisation, as its t1_datasets.py states them (lines 54-67)"
+    x,m = (a[None].transpose(0,3,2,1)[:,10:160,19:211,1:][0].astype(np.float64) for a in (vol, mask))
+    x = x*m; b = x[m>0]; return (x-b.mean())/b.std()*m
+
+def test_turboprep_output_becomes_the_second_studys_array(tmp_path):
+    r = np.random.default_rng(0); x = r.random(G2009C[1], np.float32)*100; m = np.zeros(G2009C[1], np.float32); m[40:150,50:180,30:150] = 1
+    save_volume(Volume(x, G2009C[0]), tmp_path/'normalized.nii.gz'); save_volume(Volume(m, G2009C[0]), tmp_path/'mask.nii.gz')
+    v,mask = read_turboprep(tmp_path); y,_ = prepare(v, RECIPES['s2_turboprep'], mask)
+    assert y.shape==(150,192,192) and np.allclose(y, published(x, m), atol=1e-4)
+    save_volume(Volume(m[:-1], G2009C[0]), tmp_path/'mask.nii.gz')
+    with pytest.raises(PrepareError, match='one run of TurboPrep'): read_turboprep(tmp_path)
+
+def test_mni_box_is_the_papers():
+    b = mni_box(Volume(np.zeros(G2009C[1]), G2009C[0])); hi = b.affine @ [191,191,149,1]
+    assert b.affine[:3,3].tolist()==[-95,-113,-68] and hi[:3].tolist()==[96,78,81]
+    with pytest.raises(PrepareError, match='2009c'): mni_box(Volume(np.zeros((197,233,189)), G2009C[0]))
+
+COARSE = dict(s2=('strip_skull', ('register', dict(dof=6, grid='2009c', mm=4)), 'mni_box', 'resize', 'zscore'), s3=('strip_skull', ('register', dict(mm=4)), 'minmax'))
+
+@pytest.mark.parametrize('name,size', [('s2', (38,48,48)), ('s3', 55)])
+def test_template_recipes_bring_two_poses_together(name, size):
+    a = np.deg2rad(12); T = np.array([[np.cos(a),0,np.sin(a),9],[0,1,0,-12],[-np.sin(a),0,np.cos(a),5],[0,0,0,1]])
+    v = phantom(sample_latents(2, 3, 'clinical_a'), 64); w = resample_to(v, v.affine, 64, matrix=T); r = Recipe(name, size, COARSE[name])
+    (x,qc),(y,_) = prepare(v, r), prepare(w, r)
+    A,B = (find_affine(u, 6 if name=='s2' else 9, mm=4)[0] for u in (v, w)); E = T @ B-A; near = mni_template().affine @ [98,116,94,1]
+    assert abs(E[:3,:3]).max()<.02 and abs(E @ near).max()<2
+    inside = (x!=0)&(y!=0)&(abs(x)<2); assert x.shape==r.shape and qc['scale']>.7 and np.corrcoef(x[inside], y[inside])[0,1]>.9
+    m = (v.data>0); assert np.allclose(prepare(v, r, m)[0], x, atol=.35)
+    up = x if name=='s2' else x.T  # (z,y,x): the cerebellum is below and behind, the forehead in front
+    half = up.shape[1]//2; assert (up[:up.shape[0]//3, :half]!=0).sum()>(up[:up.shape[0]//3, half:]!=0).sum()*.8
+
+def test_strip_skull_without_deepbet(monkeypatch):
+    v = phantom(sample_latents(1, 2), 48); head = phantom(sample_latents(1, 2), 48, skull=True)
+    monkeypatch.setitem(sys.modules, 'deepbet', None)
+    assert strip_skull(v)[0] is v and np.array_equal(strip_skull(v)[1], v.data>0)
+    with pytest.raises(PrepareError, match='make extras') as e: strip_skull(head)
+    assert e.value.code=='SKULL'
+    w,m = strip_skull(head, v.data>0); assert np.array_equal(m, v.data>0) and not w.data[~m].any() and is_stripped(w)
+
+def test_n4_without_simpleitk(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'SimpleITK', None)
+    with pytest.raises(Problem, match='make extras'): n4(phantom(sample_latents(1, 2), 32))
+
+def test_n4_flattens_a_known_field():
+    pytest.importorskip('SimpleITK')
+    v = phantom(sample_latents(1, 2), 32); g = np.linspace(-.35, .35, 32, dtype=np.float32)
+    w = n4(Volume(v.data*np.exp(g)[:,None,None], v.affine), levels=3); m = v.data>60
+    left = np.log(w.data[m]/v.data[m]); assert left.std()<.7*np.log(np.exp(g)[:,None,None]*np.ones((32,)*3))[m].std()
+    assert not w.data[v.data==0].any()
+    assert np.array_equal(n4(v, levels=2).data, n4(v, levels=2).data)
+
+def test_versions_follow_the_steps():
+    assert set(versions(Recipe('s1', 48)))=={'steps', 'numpy', 'torch'} and 'deepbet' in versions(RECIPES['s2']) and 'SimpleITK' in versions(RECIPES['s3'])
+
+SCANS = os.environ.get('NEUROSSL_SCANS', '')
+@pytest.mark.slow
+@pytest.mark.skipif(not SCANS, reason='NEUROSSL_SCANS is unset')
+@pytest.mark.parametrize('name', ['studyforrest_T1w_1mm', 'chris_t1'])
+def test_deepbet_strips_real_heads(name):
+    pytest.importorskip('deepbet', reason='deepbet is not installed (make extras)')
+    v = load_volume(Path(SCANS)/'single'/f'{name}.nii.gz'); assert not is_stripped(v)
+    w,m = strip_skull(v); ml = m.sum()*np.prod(v.spacing_mm)/1000
+    assert 1200<ml<2000 and is_stripped(w)
+    x,qc = prepare(w, Recipe('s2', (75,96,96), COARSE['s2'])); assert x.shape==(75,96,96) and .6<qc['scale']<1.3
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SCANS, reason='NEUROSSL_SCANS is unset')
+@pytest.mark.parametrize('name', ['s1', 's2', 's3', 'cube'])
+def test_real_scans_through_the_studies_recipes(name):
+    pytest.importorskip('SimpleITK')
+    v = load_volume(sorted(Path(SCANS).glob('oasis1_bids/sub-*/ses-*/anat/*_T1w.nii.gz'))[0])
+    x,_ = prepare(v, RECIPES[name]); assert x.shape==RECIPES[name].shape and np.isfinite(x).all()
+    if name=='s3': assert np.corrcoef(x.ravel(), prepare(mni_template(), Recipe('t', 110, ('register', 'minmax')))[0].ravel())[0,1]>.8

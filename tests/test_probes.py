@@ -130,7 +130,7 @@ def test_random_labels_give_one_half_for_every_probe(probe):
 
 def test_baselines(scans):
     man,cache = scans; t = {k: baseline_features(man, k, cache) for k in ('voxels 16^3', 'age+sex', 'ROI volumes', 'oracle')}
-    assert {k: v.shape[1] for k,v in t.items()}=={'voxels 16^3': 4096, 'age+sex': 2, 'ROI volumes': 9, 'oracle': 8} and all(list(v.index)==list(man.index) for v in t.values())
+    assert {k: v.shape[1] for k,v in t.items()}=={'voxels 16^3': 4096, 'age+sex': 2, 'ROI volumes': 9, 'oracle': 7} and all(list(v.index)==list(man.index) for v in t.values())
     assert {k: v.attrs['saw'] for k,v in t.items()}=={k: SAW[k] for k in t} and np.isfinite(t['voxels 16^3']).all(axis=None)
     v = t['voxels 16^3'].to_numpy().reshape(-1, 16, 16, 16); x = ScanDataset(man, cache)[3]['x'][0].numpy(); m = x>0; z = np.where(m, (x-x[m].mean())/x[m].std(), 0)
     assert v[3]==pytest.approx(z.reshape(16, 2, 16, 2, 16, 2).mean((1, 3, 5)), abs=1e-5)

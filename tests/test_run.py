@@ -85,3 +85,13 @@ def test_the_dag_builds():
     r = subprocess.run([sys.executable, '-m', 'snakemake', '-n', '--quiet', 'all', '--config', 'profile=smoke', '--nolock'], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode==0, r.stderr
     assert find_cell('smoke', 'probe/age-s0-clinical_a')['needs']==['pretrain/age-s0'] and len(expand('probe', 'smoke'))==len(expand('probe'))
+
+def test_a_page_tells_no_place_on_the_disk(tmp_path):
+    notebook(tmp_path/'ok.ipynb', 'folder: str = ""', 'len(folder)')
+    run_notebook(tmp_path/'ok.ipynb', tmp_path/'out.ipynb', dict(folder=str(tmp_path/'scans')))
+    assert str(tmp_path) not in (tmp_path/'out.ipynb').read_text() and '…/scans' in (tmp_path/'out.ipynb').read_text()
+
+def test_a_value_that_no_profile_gives_is_named(monkeypatch):
+    import neurossl.run as run
+    monkeypatch.setattr(run, 'profiles', lambda: {'default': {}})
+    with pytest.raises(ParameterError, match='parameter size'): resolve('pretrain', {})
