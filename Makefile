@@ -59,6 +59,6 @@ $(OK): constraints.txt settings.ini setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info>=(3,11) else "neurossl needs Python 3.11 or newer, this is "+sys.version.split()[0]+". Set PYTHON=python3.11.")'
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -q uv==0.13.8
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip install -q -c constraints.txt -e '.[dev]'
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip install -q --system-certs -c constraints.txt -e '.[dev]'
 	@nbdev_install_hooks >/dev/null
 	@touch $@
