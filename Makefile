@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export THP_MEM_ALLOC_ENABLE := 1
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 .DEFAULT_GOAL := help
-.PHONY: help study smoke real test test-slow site rooms lab calibrate lock clean
+.PHONY: help study smoke real test test-slow site rooms extras lab calibrate lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,10 @@ rooms: $(OK) ## execute every room and the home page in place
 
 calibrate: $(OK) ## measure the embedded cohort against its targets (nbs/experiments/calibration.csv)
 	@$(RUN) neurossl.run calibrate results/calibrate/calibrate.ipynb
+
+extras: $(OK) ## tools for scans of your own: N4 (SimpleITK) and skull stripping (deepbet)
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --system-certs -c constraints.txt SimpleITK
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --system-certs --no-deps deepbet==1.0.2 connected-components-3d==4.1.1 fill_voids==2.1.2 fastremap==1.21.0
 
 lab: $(OK) ## open the notebooks
 	jupyter lab nbs

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .core import Problem, did_you_mean
 
-# %% ../nbs/11_encoders.ipynb #f2906f8d
+# %% ../nbs/11_encoders.ipynb #628160ad
 class EncoderError(Problem): "An encoder was asked for that does not exist, or was fed something that is not a batch of scans"
 
 def _block(i, o, k=3, pool=()): # the published order: the ReLU comes after the pooling, on an eighth of the voxels
@@ -37,6 +37,7 @@ class SFCN(nn.Module):
         self.feature_extractor = nn.Sequential(OrderedDict((f'conv_{i}', b) for i,b in enumerate(blocks)))
         self.n_features,self.min_side = n_features,2**len(channels)
         self.spec = dict(name='sfcn', channels=list(channels), n_features=n_features, ceil=ceil)
+        self.to(memory_format=torch.channels_last_3d)
     def features(self, x): # (B,1,X,Y,Z) -> (B,F,x,y,z), sides divided by 32 and rounded up
         "The map before averaging"
         if x.ndim!=5 or x.shape[1]!=1 or min(x.shape[2:])<self.min_side:

@@ -6,7 +6,7 @@
 __all__ = ['load_grid', 'expand', 'imports', 'module_key', 'code_key', 'cell_key', 'find_cell', 'run_cell', 'study_cells',
            'contrasts', 'study_scans', 'collect']
 
-# %% ../nbs/41_grid.ipynb #ce31bd49
+# %% ../nbs/41_grid.ipynb #ced71cf8
 import ast, itertools, json, shutil
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +14,10 @@ from pathlib import Path
 import pandas as pd
 
 from .core import did_you_mean, digest, paths, read_json, write_json
+from .ledger import exact_checks, judge, published, read_ledger
 from .manifest import cohort_table
 from .run import ParameterError, profiles, resolve, run_notebook
+from .seal import read_log
 
 # %% ../nbs/41_grid.ipynb #44ac3cbf
 def load_grid(
@@ -69,8 +71,8 @@ def expand(
     if len({c['id'] for c in cells})<len(cells): raise ParameterError(f"grid {g['name']}", 'two cells with one id', 'an id for each cell', 'Name every axis in `id`.')
     return cells
 
-# %% ../nbs/41_grid.ipynb #b2955513
-_silent = {'run', 'grid', 'report', 'pages', 'site', 'study'} # rooms that show numbers but make none
+# %% ../nbs/41_grid.ipynb #9c5a16a2
+_silent = {'run', 'grid', 'report', 'pages', 'site', 'study', 'ledger', 'seal'} # rooms that show numbers but make none
 
 def _tree(source):
     "The syntax tree of a module as text, without docstrings and comments"
@@ -128,7 +130,7 @@ def run_cell(
     write_json(mark, key)
     return run_notebook(cell['template'], root/cell['notebook'], cell['params'])
 
-# %% ../nbs/41_grid.ipynb #9e06d76c
+# %% ../nbs/41_grid.ipynb #9e4d03ea
 def study_cells(profile): # the cells of every grid, in the order of their needs
     names = sorted(p.stem for p in (paths().nbs/'experiments'/'grids').glob('*.yaml'))
     return sorted((c for n in names for c in expand(n, profile)), key=lambda c: (bool(c['needs']), c['grid']))
@@ -148,7 +150,7 @@ def contrasts(
     rows = []
     for (cohort,probe),g in pred.groupby(['cohort', 'probe']):
         arms = dict(iter(g.groupby('arm')))
-        rows += [dict(cohort=cohort, probe=probe, arm=a, reference=b, metric='auc difference', **paired_ci(arms[a], arms[b], 'auc', n=n)) for a,b in pairs if a in arms and b in arms]
+        rows += [dict(cohort=cohort, probe=probe, arm=a, reference=b, metric='auc difference', n_seeds=arms[a].seed.nunique(), **paired_ci(arms[a], arms[b], 'auc', n=n)) for a,b in pairs if a in arms and b in arms]
     return pd.DataFrame(rows)
 
 def study_scans(
@@ -163,7 +165,7 @@ def study_scans(
 def collect(
     profile='default', # of profiles.yaml
     root=None,         # of the study
-)->dict:               # name -> table: cohort, runs, pretext, probe, contrasts
+)->dict:               # name -> table: cohort, runs, pretext, probe, contrasts, ledger, published, seal
     "Tables of all complete runs of a profile"
     root = Path(root or paths().root); cells = study_cells(profile)
     done = [c for c in cells if (root/c['run']/'run.json').exists()]
@@ -172,5 +174,6 @@ def collect(
         **{x: rec.get(k, {}).get(x, '') for x in ('git', 'dirty', 'wall_s')}, params=json.dumps(c['params'], sort_keys=True)) for c in cells for k in [f"{c['grid']}/{c['id']}"]])
     probe = [c for c in done if c['template']=='probe']; pred = _stack(root, probe, 'predictions.csv')
     pairs = [p for g in {c['grid'] for c in probe} for p in load_grid(g).get('contrasts') or []]
-    return dict(cohort=cohort_table(study_scans(profile)).reset_index(), runs=runs, pretext=_stack(root, [c for c in done if c['template']=='pretrain'], 'history.csv'), probe=_stack(root, probe, 'results.csv'),
-                contrasts=contrasts(pred, pairs, profiles()[profile]['study']['bootstrap']) if len(pred) else pd.DataFrame())
+    diff = contrasts(pred, pairs, profiles()[profile]['study']['bootstrap']) if len(pred) else pd.DataFrame()
+    return dict(cohort=cohort_table(study_scans(profile)).reset_index(), runs=runs, pretext=_stack(root, [c for c in done if c['template']=='pretrain'], 'history.csv'),
+                probe=_stack(root, probe, 'results.csv'), contrasts=diff, ledger=judge(read_ledger(), diff, exact_checks()), published=published(), seal=read_log())

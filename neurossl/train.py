@@ -280,12 +280,12 @@ class _Pace:
     def __call__(self, epoch, step, of):
         if time.monotonic()-self.said>60: self.say(f'epoch {epoch+1}, step {step}/{of}', epoch*of+step)
 
-# %% ../nbs/23_train.ipynb #89643f1d
+# %% ../nbs/23_train.ipynb #eb254e75
 def _place(module, dev):
     "To the device, convolution weights in channels-last order"
     module.to(dev)
     for p in module.parameters():
-        if p.ndim in (4,5): p.data = p.data.contiguous(memory_format=torch.channels_last_3d if p.ndim==5 else torch.channels_last)
+        if p.ndim in (4,5): p.data = p.data.to(memory_format=torch.channels_last_3d if p.ndim==5 else torch.channels_last)
     return module
 
 def _resume(run, parts, identity):
