@@ -5,6 +5,7 @@ VENV     ?= .venv
 PROFILE  ?= default
 J        ?= 2
 POLICY   ?= protected
+BENCH    ?= ci
 OK       := $(VENV)/.installed
 RUN      := $(VENV)/bin/python -m
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -12,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export THP_MEM_ALLOC_ENABLE := 1
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 .DEFAULT_GOAL := help
-.PHONY: help study smoke real test test-slow site rooms extras lab calibrate lock clean
+.PHONY: help study smoke real test test-slow site rooms extras lab calibrate bench lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +52,9 @@ extras: $(OK) ## tools for scans of your own: N4 (SimpleITK) and skull stripping
 
 lab: $(OK) ## open the notebooks
 	jupyter lab nbs
+
+bench: $(OK) ## side by side with peers: equality gates, ratios, goals (make bench BENCH=full for all)
+	@$(RUN) benchmarks $(BENCH)
 
 lock: $(OK) ## pin the installed versions
 	uv pip freeze --exclude-editable | grep -v '^uv==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt

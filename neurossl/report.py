@@ -23,11 +23,11 @@ def estimate(
     s = f'{{:{"+" if sign else ""}.{digits}f}}'.format
     return s(value) if pd.isna(lo) or pd.isna(hi) else f'{s(value)} [{s(lo)}, {s(hi)}]'
 
-# %% ../nbs/42_report.ipynb #b9c9f8b1
+# %% ../nbs/42_report.ipynb #0bdb7341
 class Table:
     "A table for readers: HTML in notebooks and on the site, text elsewhere"
-    def __init__(self, df): self.df = df
-    def _repr_html_(self): return self.df.to_html(index=False, border=0, justify='left', na_rep='', escape=True)
+    def __init__(self, df, prose=False): self.df,self.prose = df,prose
+    def _repr_html_(self): return self.df.to_html(index=False, border=0, justify='left', na_rep='', escape=True, classes='prose' if self.prose else None)
     def __repr__(self): return self.df.to_string(index=False, na_rep='')
 
 def show_table(
@@ -35,6 +35,7 @@ def show_table(
     digits=2,  # decimals of numbers
     sign=False,# show plus signs in estimates
     drop=(),   # columns left out
+    prose=False,# cells hold sentences: let them wrap
 )->Table:
     "Show a table the way the report does"
     df = df.reset_index() if df.index.name or isinstance(df.index, pd.MultiIndex) else df.copy()
@@ -44,7 +45,7 @@ def show_table(
         at = list(df).index('value'); df = df.drop(columns=['value', 'lo', 'hi']); df.insert(at, 'estimate [95 %]', est)
     df = df.drop(columns=[c for c in drop if c in df])
     for c in df.select_dtypes('floating'): df[c] = [('' if pd.isna(v) else f'{v:.0f}' if float(v).is_integer() else f'{v:.{digits}f}') for v in df[c]]
-    return Table(df.rename(columns=lambda c: str(c).replace('_', ' ')))
+    return Table(df.rename(columns=lambda c: str(c).replace('_', ' ')), prose)
 
 # %% ../nbs/42_report.ipynb #2fc2b416
 PALETTE = sns.color_palette('colorblind')

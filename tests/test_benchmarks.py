@@ -1,0 +1,122 @@
+"The harness measures what it says, and stops before the clock when results differ."
+import json, re, sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from benchmarks import __main__ as cli
+from benchmarks.cases import CASES
+from benchmarks.harness import Case, GateError, Timing, compare, have, judge, machine, peak_mib, ratio, same
+
+@pytest.fixture(autouse=True)
+def without_monai(monkeypatch):
+    "Importing MONAI takes longer than all of these tests; its gates run in `python -m benchmarks ci`"
+    from benchmarks.cases import preprocess
+    monkeypatch.setattr(preprocess, 'have', lambda m: m!='monai' and have(m))
+
+def work(n):
+    "n times the same arithmetic, without memory"
+    def f():
+        s = 0
+        for i in range(n): s += i*i%7
+        return s
+    return f
+
+def test_a_known_ratio_is_recovered():
+    t = compare(dict(once=work(20000), twice=work(40000)), rounds=15, memory=False)
+    value,lo,hi = ratio(t['twice'], t['once'])
+    assert 1.7<value<2.35 and lo<=value<=hi and hi-lo<.6
+    assert ratio(t['once'], t['once'])==(1., 1., 1.)
+
+def test_pairing_removes_what_slows_both():
+    "A machine that is three times slower in some rounds changes the medians, not the paired ratio"
+    slow = np.array([1,3,1,3,3,1,3,1,3.])*.01
+    a,b = (Timing(slow*k, slow*k, 0, 0) for k in (2, 1))
+    assert ratio(a, b)==pytest.approx((2, 2, 2))
+
+def test_order_alternates_and_everyone_has_as_many_rounds():
+    seen = []
+    compare(dict(a=lambda: seen.append('a'), b=lambda: seen.append('b')), rounds=4, least_s=0., memory=False)
+    assert ''.join(seen)=='aabb'+'ab'+'ba'+'ab'+'ba'
+
+def test_peak_memory():
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('the system does not tell')
+    v = peak_mib(lambda: np.ones(2**23).sum()) # 64 MiB
+    if np.isnan(v): pytest.skip('the system does not tell')
+    assert 60<v<75
+
+def test_a_gate_that_fails_stops_before_the_clock(monkeypatch, tmp_path):
+    def wrong(size, folder):
+        def gate(): same('ours and the peer', np.array([1.,2]), np.array([1.,2.0001]))
+        return Case('wrong', {'f': work(9)}, {'g': work(9)}, {'h': work(9)}, gate)
+    monkeypatch.setitem(CASES, 'wrong', wrong)
+    monkeypatch.setattr(cli, 'compare', lambda *a: pytest.fail('the clock ran'))
+    with pytest.raises(GateError, match='1 of 2 values differ'): cli.measure('wrong', cli.PROFILES['ci'], tmp_path)
+
+@pytest.mark.parametrize('a,b,tol,ok', [([1.,2], [1.,2], 0, True), ([1.,2], [1.,2.001], .01, True), ([1.,2], [1.,2.1], .01, False),
+                                        ([1.,2], [1.,2,3], 9, False), ([np.nan], [np.nan], .1, False)])
+def test_same(a, b, tol, ok):
+    if ok: same('x', a, b, tol)
+    else:
+        with pytest.raises(GateError): same('x', a, b, tol)
+
+def test_goals_name_cases_and_their_functions(tmp_path):
+    goals = cli.goals(); known = {'case','ours','peer','ratio_min','ratio_min_ci','limit_fraction_min','mem_max','size_fraction_max'}
+    assert {g['case'] for g in goals}==set(CASES), 'every case has a goal and every goal a case'
+    for name in CASES:
+        c = CASES[name](24, tmp_path)
+        assert c.name==name and c.limit
+        for g in goals:
+            if g['case']==name: assert g['ours'] in c.ours and g['peer'] in c.peers and g['ratio_min']>0 and set(g)<=known
+
+def test_a_missing_peer_is_not_measured(tmp_path):
+    c = CASES['resize_up'](24, tmp_path); t = {k: Timing(np.ones(3), np.ones(3), 0, 1.) for k in ('resize', 'memcpy')}
+    assert c.peers['MONAI Resize'] is None
+    assert [judge(g, c, t)['verdict'] for g in cli.goals() if g['case']=='resize_up']==['not measured']
+
+def test_every_gate_passes_at_a_small_size(tmp_path):
+    for name in CASES: CASES[name](24, tmp_path).gate()
+
+@pytest.mark.parametrize('change', ['load', 'cache', 'clahe', 'resize'])
+def test_a_gate_notices_one_changed_result(change, monkeypatch, tmp_path):
+    from benchmarks.cases import cache, load, preprocess
+    def off(x): x = np.array(x); x[tuple(n//2 for n in x.shape)] += .01*abs(x).max(); return x
+    mod,f,name = dict(load=(load, 'load_volume', 'load_int16'), cache=(cache, 'voxels', 'cache_whole'), clahe=(preprocess, 'clahe', 'clahe_3d'),
+                      resize=(preprocess, 'resize', 'resize_up'))[change]
+    c,true = CASES[name](24, tmp_path),getattr(mod, f)
+    monkeypatch.setattr(mod, f, (lambda *a, **k: SimpleNamespace(data=off(true(*a).data), affine=true(*a).affine)) if change=='load' else lambda *a, **k: off(true(*a, **k)))
+    with pytest.raises(GateError): c.gate()
+
+def test_verdicts():
+    def t(s): return Timing(np.full(5, s), np.full(5, s), 0, 20.)
+    c = Case('c', {'ours':None}, {'peer':None, 'gone':None}, {'limit':None}, None, 10., {'ours': dict(size_fraction=.3)}); m = dict(ours=t(1.), peer=t(3.), limit=t(.2))
+    say = lambda share=1., **k: judge(dict(dict(case='c', ours='ours', peer='peer', ratio_min=2.), **k), c, m, share)
+    assert say()['verdict']=='met' and say()['measured']['ratio_min']==3 and say()['limit_fraction']==pytest.approx(.2)
+    assert say(ratio_min=4.)['verdict']=='missed' and say(ratio_min=4., share=.5)['verdict']=='met'
+    assert say(mem_max=1.5)['failed']==['mem_max'] and say(size_fraction_max=.2)['failed']==['size_fraction_max'] and say(limit_fraction_min=.5)['verdict']=='missed'
+    assert say(peer='gone')['verdict']=='not measured'
+    assert say(ratio_min=9., ratio_min_ci=2.5, share=.5)['verdict']=='met' and say(ratio_min=9., ratio_min_ci=2.5)['verdict']=='missed'
+
+def test_ci_fails_only_where_the_interval_is_below_the_guard():
+    g = lambda verdict, hi, failed: dict(verdict=verdict, ratio_ci=[1., hi], asked=dict(ratio_min=5.), failed=failed)
+    assert not cli.clearly_missed(g('missed', 5.2, ['ratio_min'])) and not cli.clearly_missed(g('met', 7., [])) and not cli.clearly_missed(dict(verdict='not measured'))
+    assert cli.clearly_missed(g('missed', 4.9, ['ratio_min'])) and cli.clearly_missed(g('missed', 9., ['mem_max']))
+
+def test_a_missed_goal_is_printed_with_its_number():
+    g = dict(goal=dict(case='c', ours='o', peer='p', ratio_min=10.), asked=dict(ratio_min=10.), measured=dict(ratio_min=8.25), failed=['ratio_min'], ratio_ci=[8, 8.5],
+             limit_fraction=.1, mem=2., verdict='missed')
+    s = cli.table(dict(share=1., cases=dict(c=dict(goals=[g], functions=dict(t=dict(kind='peer', not_measured=True))))))
+    assert '8.25x [8.00, 8.50]' in s and 'missed' in s and '| c | t (peer) | not measured' in s
+
+def test_the_fingerprint_names_no_place(tmp_path):
+    import getpass, socket
+    s = json.dumps(machine(cli.PACKAGES+['no-such-package']))
+    assert '"no-such-package": null' in s and json.loads(s)['cores']>0
+    assert socket.gethostname() not in s and str(ROOT) not in s and not re.search(r'/(home|work|tmp|Users)/', s)
+
+def test_a_wrong_profile_is_named():
+    with pytest.raises(SystemExit, match='ci, full'): cli.main(['fast'])
