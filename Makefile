@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export THP_MEM_ALLOC_ENABLE := 1
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 .DEFAULT_GOAL := help
-.PHONY: help study smoke real test test-slow site rooms extras lab calibrate bench lock clean
+.PHONY: help study smoke grid keep real test test-slow site rooms extras lab calibrate bench lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,12 @@ study: $(OK) ## reproduce the study: cohort, pretraining, probes, report, site (
 
 smoke: ## the same at the smallest size, to see that everything works (about 2 minutes)
 	@$(MAKE) --no-print-directory study PROFILE=smoke
+
+grid: $(OK) ## one experiment and what it stands on: make grid GRID=s1-pretext PROFILE=smoke
+	@$(RUN) neurossl.study grid $(PROFILE) '$(GRID)' $(J)
+
+keep: $(OK) ## keep a profile's tables and run records in nbs/report/results (for a release)
+	@$(RUN) neurossl.study keep $(PROFILE)
 
 real: $(OK) ## run your own scans through it: make real SCANS=<BIDS folder> [POLICY=open]
 	@$(RUN) neurossl.study real $(PROFILE) $(J) '$(SCANS)' $(POLICY)
@@ -49,6 +55,11 @@ calibrate: $(OK) ## measure the embedded cohort against its targets (nbs/experim
 extras: $(OK) ## tools for scans of your own: N4 (SimpleITK) and skull stripping (deepbet)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --system-certs -c constraints.txt SimpleITK
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --system-certs --no-deps deepbet==1.0.2 connected-components-3d==4.1.1 fill_voids==2.1.2 fastremap==1.21.0
+
+.PHONY: extras-ants
+extras-ants: $(OK) ## diffeomorphic registration (ANTs), in .venv-ants: its NumPy and SciPy are older than ours
+	uv venv -q --clear --python $(VENV)/bin/python .venv-ants
+	VIRTUAL_ENV=$(CURDIR)/.venv-ants uv pip install -q --system-certs antspyx==0.6.3
 
 lab: $(OK) ## open the notebooks
 	jupyter lab nbs

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CODES', 'ScanError', 'Volume', 'read_scan', 'load_volume', 'qc_file', 'save_volume', 'voxel_hash', 'fingerprint',
-           'fingerprint_distance', 'show_volume', 'show_grid']
+           'fingerprint_distance', 'show_volume', 'show_grid', 'raw', 'like']
 
 # %% ../nbs/02_volume.ipynb #af9e9f6e
 import errno, gzip, hashlib, os, struct
@@ -404,3 +404,7 @@ def show_grid(
         if titles is not None: ax.set_title(str(titles[i]), fontsize=7, color='white')
     plt.close(fig)
     return fig
+
+# %% ../nbs/02_volume.ipynb #ccbc6e00
+def raw(v): return v.data if isinstance(v, Volume) else np.asarray(v)       # voxels of a Volume or an array
+def like(v, x): return Volume(x, v.affine) if isinstance(v, Volume) else x  # new voxels, as the old were given

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from neurossl import phantom as ph
+from neurossl import anatomy, rendering as ph
 from neurossl.core import Problem, paths
 from neurossl.phantom import (COHORTS, EMBEDDED, P, atrophy_map, demo_batch, embedded_cohort, healthy_twin, latents_of, phantom, phantom_cohort, render,
                               sample_latents, verify_cohort, volumes_ml)
@@ -85,17 +85,17 @@ def test_bad_names_are_refused():
         with pytest.raises(Problem, match=match): bad()
 
 def test_an_absent_template_is_named():
-    with pytest.raises(Problem, match='mni_icbm152_t9_tal'): ph._mni('t9')
+    with pytest.raises(Problem, match='mni_icbm152_t9_tal'): anatomy._mni('t9')
 
 def test_a_broken_template_cache_is_rebuilt_once(monkeypatch, tmp_path):
-    kept = ph.template(); monkeypatch.setenv('NEUROSSL_HOME', str(tmp_path)); monkeypatch.setattr(ph, '_build_template', lambda: dict(maps=kept.maps.numpy(), field=kept.field[0].numpy().astype(np.float16)))
-    ph.template.cache_clear()
+    kept = anatomy.template(); monkeypatch.setenv('NEUROSSL_HOME', str(tmp_path)); monkeypatch.setattr(anatomy, '_build_template', lambda: dict(maps=kept.maps.numpy(), field=kept.field[0].numpy().astype(np.float16)))
+    anatomy.template.cache_clear()
     try:
-        ph.template(); f, = paths().cache.glob('template-*.npz'); f.write_bytes(f.read_bytes()[:1000]); ph.template.cache_clear()
-        assert torch.equal(ph.template().maps, kept.maps) and not list(paths().cache.glob('.*'))
-        ph.template.cache_clear(); monkeypatch.setattr(ph, '_build_template', lambda: 1/0); assert torch.equal(ph.template().field, kept.field)
+        anatomy.template(); f, = paths().cache.glob('template-*.npz'); f.write_bytes(f.read_bytes()[:1000]); anatomy.template.cache_clear()
+        assert torch.equal(anatomy.template().maps, kept.maps) and not list(paths().cache.glob('.*'))
+        anatomy.template.cache_clear(); monkeypatch.setattr(anatomy, '_build_template', lambda: 1/0); assert torch.equal(anatomy.template().field, kept.field)
         assert 'Louis Collins' in str(np.load(f)['notice'])
-    finally: ph.template.cache_clear()
+    finally: anatomy.template.cache_clear()
 
 def test_demo_batch():
     b = demo_batch(3, 32, seed=1); c = demo_batch(3, 32, seed=1)

@@ -13,7 +13,8 @@ from neurossl.manifest import empty_manifest
 from neurossl.metrics import judged, score
 from neurossl.phantom import phantom_cohort
 from neurossl.preprocess import Recipe
-from neurossl.probes import PCA_PROBE, PROBES, SAW, baseline_features, baselines, cross_probe, embed, fit_probe, make_probe
+from neurossl.probes import (PCA_PROBE, PROBES, REMEDIES, SAW, Residualise, age_matched, baseline_features, baselines, cross_probe, embed, fit_probe, make_probe, saw,
+                             with_prevalence)
 from neurossl.splits import LeakError
 
 QUICK = make_probe(LogisticRegression(solver='newton-cholesky'), C=(.01, .1))
@@ -141,3 +142,87 @@ def test_baselines(scans):
 
 def test_components_are_fitted_in_the_fold():
     assert [n for n,_ in PCA_PROBE.pipe.steps][:1]==['standardscaler'] and 'pca' in dict(PCA_PROBE.pipe.steps)
+
+# batches, what an arm saw
+
+def test_the_batch_follows_the_size_of_a_scan_and_changes_nothing(scans):
+    man,cache = scans; ds,e = ScanDataset(man[:9], cache),Blocks().eval(); a = embed(e, ds); assert all(np.abs(embed(e, ds, batch=b)-a).max(axis=None)<1e-6 for b in (1, 2, 9))
+    seen,rows = [],man[:40]
+    class Big:
+        man = rows
+        def __init__(self, side): self.side = side
+        def __len__(self): return 40
+        def __getitem__(self, i): return dict(x=torch.zeros(1, 1, 1, 1).expand(1, *[self.side]*3))
+        def batch(self, idx): seen.append(len(idx)); return dict(x=torch.zeros(len(idx), 1, 4, 4, 4), scan_id=[self.man.index[i] for i in idx])
+    for side,n in ((32, 32), (48, 32), (64, 13), (96, 4), (122, 1), (192, 1)): seen.clear(); embed(e, Big(side)); assert seen[0]==n, side
+
+def test_what_an_arm_saw():
+    assert {a: saw(a) for a in ('recon', 'simclr', 'mae', 'rotation+recon', 'simclr tau=.1', 'PCA', 'multi', 'age+rotation', 'recon+age', 'age+sex', 'supervised', 'supervised sfcn', 'oracle+rotation')}==dict(
+        zip(('recon', 'simclr', 'mae', 'rotation+recon', 'simclr tau=.1', 'PCA'), ['self-supervised']*6))|dict.fromkeys(('multi', 'age+rotation', 'recon+age', 'age+sex'), 'demographic')|{
+        'supervised': 'supervised', 'supervised sfcn': 'supervised', 'oracle+rotation': 'privileged'}
+    for bad in ('rotatoin', 'age+rotatoin', ''):
+        with pytest.raises(Problem): saw(bad)
+
+# rare classes
+
+def test_remedies_change_the_decision_and_keep_the_people():
+    man,emb = toy(120, gap=1.5, visits=1); s = {}
+    for r in REMEDIES:
+        p = cross_probe(emb, man, QUICK, remedy=r, prevalence=.1, valid=True); s[r] = score(p); assert p.threshold.notna().all() and sorted(p.scan_id[p.split=='test'])==sorted(man.index)
+        assert p.groupby('fold').threshold.nunique().eq(1).all() and s[r]['n_subjects']==120
+    assert s['none']['sensitivity']<.2 and all(s[r]['balanced_accuracy']>s['none']['balanced_accuracy']+.1 and s[r]['f1']>s['none']['f1'] for r in REMEDIES if r!='none')
+    assert s['threshold']['auc']==s['none']['auc']!=s['class_weight']['auc']
+    a,b = (cross_probe(emb, man, QUICK, remedy=r).drop(columns='threshold', errors='ignore') for r in (None, 'none')); assert a.equals(b), 'a probe without class weights in its grid is the same with the remedy none'
+
+def test_the_own_decision_is_the_threshold():
+    man,emb = toy(80, gap=1., visits=1); fit,rest = man[:50],man[50:]
+    for r in ('none', 'class_weight', 'upsample', 'downsample'):
+        p = fit_probe(emb, fit, 'svc', remedy=r); q = p.predict(emb, rest); assert ((q.score>=q.threshold)==(p.pipe.decision_function(emb.loc[q.scan_id].to_numpy(float))>=0)).all() and p.best['class_weight']==('balanced' if r=='class_weight' else None)
+    assert fit_probe(emb, fit, 'rf', remedy='upsample').threshold==.5
+    for args,words in ((('knn', 'class_weight'), 'upsample'), (('svc', 'upsampel'), 'upsample')):
+        with pytest.raises(Problem, match=words): fit_probe(emb, fit, args[0], remedy=args[1])
+
+def test_levelling_stays_inside_the_training_part(monkeypatch):
+    import neurossl.probes as probes
+    man,emb = toy(60, visits=2); man = with_prevalence(man, .2); seen = []; search = probes._search
+    monkeypatch.setattr(probes, '_search', lambda pipe, grid, x, y, folds: (seen.append((y, folds)), search(pipe, grid, x, y, folds))[1])
+    for r in ('upsample', 'downsample'): p = fit_probe(emb, man, QUICK, remedy=r); assert sorted(p.valid.scan_id)==sorted(man.index)
+    for y,folds in seen:
+        for a,b in folds: assert not set(a)&set(b) and y[a].mean()==.5 and len(set(b))==len(b) and y[b].mean()<.5
+    assert max(len(a) for a,_ in seen[1][1])<len(man)/2<max(len(a) for a,_ in seen[0][1])
+
+def test_prevalence_is_exact_nested_and_seeded():
+    man,_ = toy(100); d = {s: with_prevalence(man, s, seed=4) for s in (.1, .3, .5, .9)}; n = {m.subject.nunique() for m in d.values()}; assert n=={55}
+    ad,cn = ({s: set(m.subject[m.dx==c]) for s,m in d.items()} for c in ('AD', 'CN')); assert ad[.1]<ad[.3]<ad[.5]<ad[.9] and cn[.9]<cn[.5]<cn[.1] and [len(v) for v in ad.values()]==[6, 16, 28, 50]
+    small = with_prevalence(man, .5, n=20, seed=4); assert set(small.subject)<set(d[.5].subject) and small.dx.value_counts().to_dict()=={'CN': 20, 'AD': 20} and set(with_prevalence(man, .5, n=20, seed=5).subject)!=set(small.subject)
+    with pytest.raises(Problem, match='1 to 50'): with_prevalence(man, .9, n=100)
+    with pytest.raises(LeakError): with_prevalence(man.assign(split='test'), .5)
+    emb = toy(100)[1]; a,b = (cross_probe(emb, man, QUICK, prevalence=s) for s in (.1, .9)); assert a.scan_id.equals(b.scan_id) and a.fold.equals(b.fold), 'the people who judge stay'
+
+# confounds
+
+def aged(n=120, gap=8, seed=0):
+    "People with AD are older; features know age and nothing else"
+    g = np.random.default_rng(seed); man,_ = toy(n, visits=1); man['age'] = (70+gap*man.dx.eq('AD')+g.normal(0, 6, n)).round(1)
+    return man, pd.DataFrame(man.age.to_numpy()[:,None]+g.normal(0, 2, (n, 3)), man.index, ['a', 'b', 'c'])
+
+def test_taking_age_out_leaves_chance_and_keeps_the_rest():
+    man,emb = aged(300); raw,out = (score(cross_probe(emb, man, QUICK, deconfound=d))['auc'] for d in (None, 'age')); assert raw>.75 and abs(out-.5)<.08
+    own = emb.assign(d=np.random.default_rng(1).normal(size=300)+1.5*man.dx.eq('AD')); assert score(cross_probe(own, man, QUICK, deconfound='age'))['auc']>.75
+    with pytest.raises(Problem, match="'age' or None"): cross_probe(emb, man, QUICK, deconfound='sex')
+    with pytest.raises(Problem, match='without age'): cross_probe(emb, man.assign(age=man.age.where(man.index!=man.index[3])), QUICK, deconfound='age')
+
+def test_the_line_is_fitted_on_training_rows_only():
+    man,emb = aged(); x = np.c_[emb, man.age]; r = Residualise().fit(x[:60]); b = np.polyfit(man.age[:60], emb[:60], 1)[0]; assert r.transform(x)-(emb-np.outer(man.age-man.age[:60].mean(), b)).to_numpy()==pytest.approx(0, abs=1e-9)
+    a = cross_probe(emb, man, QUICK, deconfound='age'); hit = a.scan_id[(a.fold==2)&(np.arange(len(a))%2==0)]; bad = emb.copy(); bad.loc[hit] = 1e3
+    c = cross_probe(bad, man, QUICK, deconfound='age'); keep = (a.fold==2)&~a.scan_id.isin(hit); assert np.array_equal(a.score[keep], c.score[keep]) and not np.array_equal(a.score[a.fold==1], c.score[a.fold==1])
+    p = fit_probe(emb, man[:80], QUICK, deconfound='age'); other = man[80:].copy(); before = p.predict(emb, other).set_index('scan_id').score; other.iloc[0, other.columns.get_loc('age')] += 20
+    after = p.predict(emb, other).set_index('scan_id').score; assert (before!=after).sum()==1, 'the age of one held-out person moves that person only'
+
+def test_matched_people_have_the_same_ages():
+    man,emb = aged(200); man = pd.concat([man, man.assign(session='2', age=man.age+1).rename(index=lambda i: i+'b')]); m = age_matched(man, seed=1); first = m.drop_duplicates('subject').groupby('dx').age
+    assert first.size().nunique()==1 and first.size().iloc[0]>30 and abs(first.mean().diff().iloc[-1])<1 and (m.groupby('subject').size()==2).all()
+    pairs = [np.sort(g) for _,g in first]; assert np.abs(pairs[0]-pairs[1]).max()<=2 and set(age_matched(man, seed=1).index)==set(m.index)
+    old = man.copy(); old.loc[old.index[0], 'age'] = np.nan; assert len(age_matched(old))>0
+    assert abs(score(cross_probe(aged(400)[1], age_matched(aged(400)[0]), QUICK))['auc']-.5)<.12
+    with pytest.raises(Problem, match='Widen'): age_matched(man.assign(age=man.dx.map(dict(CN=50., AD=80.))))

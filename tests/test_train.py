@@ -285,3 +285,25 @@ def test_encoder_hash_sees_one_bit():
     e = fresh()[0]; h = encoder_hash(e)
     with torch.no_grad(): e.feature_extractor.conv_3[0].bias[0] = torch.nextafter(e.feature_extractor.conv_3[0].bias[0], torch.tensor(9.))
     assert encoder_hash(e)!=h and len(h)==64 and encoder_hash(e.to(memory_format=torch.channels_last_3d))==encoder_hash(e)
+
+
+def test_new_settings_leave_old_identities_alone():
+    from neurossl.settings import settings
+    assert list(settings(TrainConfig()))==['epochs', 'lr', 'batch', 'weight_decay', 'seed', 'precision', 'schedule', 'grad_clip', 'bn_scans']
+    assert settings(TrainConfig(keep=[2,1], warmup=.5))['keep']==[1,2]
+    for bad in (dict(warmup=5), dict(accumulate=3), dict(accumulate=16), dict(keep=(0,)), dict(keep=(6,)), dict(keep=1), dict(decay='bias'), dict(sync_bn=1)):
+        with pytest.raises(TrainError, match=next(iter(bad))): TrainConfig(**bad)
+
+
+def test_warm_up_decay_parts_and_kept_epochs(tmp_path):
+    from neurossl.settings import optimiser
+    lrs = [step_size(TrainConfig(epochs=10, lr=1e-3, warmup=2), i, 100) for i in range(100)]
+    assert lrs[0]==pytest.approx(5e-5) and lrs[19]==lrs[20]==1e-3 and all(a<b for a,b in zip(lrs[:19], lrs[1:20])) and all(a>b for a,b in zip(lrs[20:], lrs[21:]))
+    e,t = fresh(); groups = optimiser([e, t], TrainConfig(weight_decay=.1, decay='weights')).param_groups
+    assert [g['weight_decay'] for g in groups]==[.1, 0.] and all(p.ndim>1 for p in groups[0]['params']) and all(p.ndim<2 for p in groups[1]['params'])
+    a,b = fresh(),fresh(); cfg = TrainConfig(epochs=2, batch=6, warmup=1, accumulate=3, decay='weights', weight_decay=.1)
+    fit(*a, TRAIN, VALID, cfg, tmp_path/'a'); fit(*b, TRAIN, VALID, replace(cfg, keep=(1,)), tmp_path/'b')
+    assert encoder_hash(a[0])==encoder_hash(b[0])!=encoder_hash(load_encoder(tmp_path/'b', epoch=1))
+    with pytest.raises(TrainError, match='one of 1'): load_encoder(tmp_path/'b', epoch=2)
+    with pytest.raises(TrainError, match='keep='): fit(*fresh(), TRAIN, VALID, replace(cfg, keep=(1,)), tmp_path/'a')
+    with pytest.raises(TrainError, match='keep='): fit(*fresh(), TRAIN, VALID, cfg, tmp_path/'b')
