@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export THP_MEM_ALLOC_ENABLE := 1
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 .DEFAULT_GOAL := help
-.PHONY: help study smoke grid keep real test test-slow site rooms extras lab calibrate bench lock clean
+.PHONY: help study smoke grid keep sealed real test test-slow site rooms extras lab calibrate bench lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ grid: $(OK) ## one experiment and what it stands on: make grid GRID=s1-pretext P
 
 keep: $(OK) ## keep a profile's tables and run records in nbs/report/results (for a release)
 	@$(RUN) neurossl.study keep $(PROFILE)
+
+sealed: $(OK) ## judge the finished encoders on the sealed cohort, and log it: make sealed WHO=... RESULT=...
+	@$(RUN) neurossl.study sealed $(PROFILE) '$(WHO)' '$(RESULT)'
 
 real: $(OK) ## run your own scans through it: make real SCANS=<BIDS folder> [POLICY=open]
 	@$(RUN) neurossl.study real $(PROFILE) $(J) '$(SCANS)' $(POLICY)

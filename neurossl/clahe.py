@@ -62,31 +62,33 @@ def _tiles(bins, k0, k1, k2, r0, r1, r2, limit, maps):
                 s = 0
                 for q in range(nbins): s += t[q]; maps[a,b,c,q] = int(min(float(s)*scale, GREY-1.))
 
-# %% ../nbs/03_clahe.ipynb #dc15d17a
+# %% ../nbs/03_clahe.ipynb #0e2deab6
 def _blend(bins, maps, k0, k1, k2, out):
     "Trilinear blend of maps (n0+2,n1+2,n2+2,nbins), the outermost repeated, at each voxel"
     s0,s1,s2 = bins.shape; n0,n1,n2,nbins = maps.shape; p0,p1,p2 = k0//2,k1//2,k2//2
-    lut = np.empty((nbins,8)); w = np.empty((k2,8)); t = np.empty(8, np.float32)
+    lut = np.empty((nbins,8)); one = np.float32
     for a in range(n0-1):
         for b in range(n1-1):
             for c in range(n2-1):
                 for e in range(8):
                     for q in range(nbins): lut[q,e] = maps[a+(e>>2),b+((e>>1)&1),c+(e&1),q]
                 for i in range(max(0, a*k0-p0), min(s0, (a+1)*k0-p0)):
-                    f0 = (i+p0-a*k0)/k0
+                    x = (i+p0-a*k0)/k0; u = 1-x
                     for j in range(max(0, b*k1-p1), min(s1, (b+1)*k1-p1)):
-                        f1 = (j+p1-b*k1)/k1
-                        for l in range(k2):
-                            f2 = l/k2
-                            for e in range(8): w[l,e] = ((f2 if e&1 else 1-f2)*(f1 if e&2 else 1-f1))*(f0 if e&4 else 1-f0)
+                        y = (j+p1-b*k1)/k1; v = 1-y
                         for l in range(max(0, c*k2-p2), min(s2, (c+1)*k2-p2)):
-                            q = bins[i,j,l]; o = l+p2-c*k2
-                            for e in range(8): t[e] = np.float32(lut[q,e]*w[o,e])
-                            out[i,j,l] = np.uint16(((((((t[0]+t[1])+t[2])+t[3])+t[4])+t[5])+t[6])+t[7])
+                            z = (l+p2-c*k2)/k2; w = 1-z; m = lut[bins[i,j,l]]
+                            t = one(m[0]*((w*v)*u)) + one(m[1]*((z*v)*u)); t += one(m[2]*((w*y)*u)); t += one(m[3]*((z*y)*u))
+                            t += one(m[4]*((w*v)*x)); t += one(m[5]*((z*v)*x)); t += one(m[6]*((w*y)*x)); t += one(m[7]*((z*y)*x))
+                            out[i,j,l] = np.uint16(t)
 
 def _bins(u, lut, out):
     u,out = u.ravel(),out.ravel()
     for i in range(u.size): out[i] = lut[u[i]]
+
+def _unit(u, lo, hi, y):
+    u,y = u.ravel(),y.ravel()
+    for i in range(u.size): y[i] = (np.float32(u[i])-lo)/(hi-lo)
 
 def _quantise(x, u):
     "uint16 levels of float32 voxels in [0,1]; lowest, highest, number of voxels out of range"
@@ -97,7 +99,7 @@ def _quantise(x, u):
         lo = min(lo, k); hi = max(hi, k)
     return lo,hi,bad
 
-# %% ../nbs/03_clahe.ipynb #1273716e
+# %% ../nbs/03_clahe.ipynb #9e0d153d
 def clahe(
     v,                # Volume or (X,Y,Z) array, in [0,1]
     kernel_size=None, # voxels of a tile, a number or (3,); None: an eighth of each axis
@@ -123,6 +125,8 @@ def clahe(
     size = math.prod(k); maps = np.empty((*tiles,nbins), np.int32)
     jit(_tiles)(bins, *k, *back, max(int(clip_limit*size), 1) if clip_limit>0 else size, maps)
     jit(_blend)(bins, np.pad(maps, [(1,1)]*3+[(0,0)], mode='edge'), *k, u)
-    y = u.astype(np.float32 if x.dtype in (np.float32, np.float16) else np.float64); lo,hi = float(u.min()),float(u.max())
-    if hi>lo: y -= lo; y /= hi-lo
-    return like(v, y if hi>lo else y.clip(0, 1))
+    kind = np.float32 if x.dtype in (np.float32, np.float16) else np.float64; lo,hi = kind(u.min()),kind(u.max()); y = np.empty(u.shape, kind)
+    if hi<=lo: return like(v, u.astype(kind).clip(0, 1))
+    if kind==np.float32: jit(_unit)(u, lo, hi, y)
+    else: y[:] = u; y -= lo; y /= hi-lo
+    return like(v, y)

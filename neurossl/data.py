@@ -27,7 +27,7 @@ from .phantom import P, latents_of, phantom
 from .preprocess import Recipe, prepare, versions
 from .volume import load_volume, voxel_hash
 
-# %% ../nbs/07_data.ipynb #e5a6b48c
+# %% ../nbs/07_data.ipynb #532daeb5
 FORMAT, CODECS, MAGIC = 2, {'blosc2': '.b2nd', 'npy': '.npy'}, b'nsl2'
 LEVELS = 2**14-1 # of grey on either side of zero; the error is at most 1/32766 of the brightest voxel
 
@@ -53,7 +53,7 @@ def encode(
     if codec=='blosc2':
         import blosc2
         size = [-(-n//-(-n//64)) for n in q.shape] # blocks of at most 64 voxels a side that divide the axis evenly
-        b = blosc2.asarray(q, chunks=size, blocks=size, cparams=dict(codec=blosc2.Codec.ZSTD, clevel=2, nthreads=1, splitmode=blosc2.SplitMode.NEVER_SPLIT)).to_cframe()
+        b = blosc2.asarray(q, chunks=size, blocks=size, cparams=dict(codec=blosc2.Codec.ZSTD, clevel=3, nthreads=1, splitmode=blosc2.SplitMode.ALWAYS_SPLIT)).to_cframe()
         ends = [len(b)]
     else:
         np.save(f := io.BytesIO(), q); b = f.getvalue()
@@ -62,8 +62,8 @@ def encode(
     tail = json.dumps(dict(meta, scale=scale, shape=q.shape, ends=ends, crc=crc)).encode(); n = struct.pack('<Q', len(b))
     return b''.join((b, tail, n, struct.pack('<I', isal_zlib.crc32(tail+n)), MAGIC))
 
-def _entry(path, first=0, last=None):
-    "Array part and metadata of an entry, of whose parts first to last are checked; ValueError when it is damaged"
+def _entry(path):
+    "Array part and metadata of an entry; the array is not checked yet. ValueError when it is damaged"
     with open(path, 'rb') as f:
         size = f.seek(0, 2)
         if size<16: raise ValueError('incomplete')
@@ -71,10 +71,14 @@ def _entry(path, first=0, last=None):
         if mark!=MAGIC or n+len(tail)+16!=size: raise ValueError('incomplete')
         if isal_zlib.crc32(tail+struct.pack('<Q', n))!=crc: raise ValueError('its checksum is wrong')
         f.seek(0); b = mmap.mmap(f.fileno(), n, access=mmap.ACCESS_COPY) if str(path).endswith('.npy') else f.read(n)
-    meta = json.loads(tail); ends = [0, *meta['ends']]; view = memoryview(b)
-    for i,want in list(enumerate(meta['crc']))[first:last]:
-        if isal_zlib.crc32(view[ends[i]:ends[i+1]])!=want: raise ValueError('its checksum is wrong')
-    return b, meta
+    return b, json.loads(tail)
+
+def _checked(b, meta, parts):
+    "The numbers of `parts`, each when its bytes agree with its checksum"
+    ends,view = [0, *meta['ends']],memoryview(b)
+    for i in parts:
+        if isal_zlib.crc32(view[ends[i]:ends[i+1]])!=meta['crc'][i]: raise ValueError('its checksum is wrong')
+        yield i
 
 def _boxes(shape, size, lo, hi):
     "Of the blocks that meet the box from lo to hi: number, box within the block, its place in the result"
@@ -89,18 +93,19 @@ def decode(
     grey=False, # float32 grey levels instead of integers
 )->tuple:       # (int16 or float32 array, meta with the scale)
     "Read an entry, or a part of it; ValueError when what is read is damaged"
-    npy = str(path).endswith('.npy'); cut = tuple(crop) if crop is not None else (slice(None),)*3
-    b,meta = _entry(path, *((cut[0].start, cut[0].stop) if npy else ())); shape = meta['shape']
-    if npy: n = math.prod(shape); q = np.frombuffer(b, '<i2', n, meta['ends'][-1]-2*n).reshape(shape)
-    else:
-        import blosc2
-        q = blosc2.ndarray_from_cframe(b)
-    if not grey: return (q[cut] if crop is None or not npy else q[cut].copy()), meta
-    lo,hi,_ = zip(*(c.indices(n) for c,n in zip(cut, shape))); s = np.float32(meta['scale']); x = np.empty([max(h-l, 0) for l,h in zip(lo, hi)], np.float32)
-    if npy: jit(_grey)(q, s, x, *lo, *hi, 0, 0, 0)
-    else:
-        block = np.empty(q.chunks, '<i2')
-        for i,a,e,at in _boxes(shape, q.chunks, lo, hi): q.schunk.decompress_chunk(i, dst=block); jit(_grey)(block, s, x, *a, *e, *at)
+    b,meta = _entry(path); shape,s,npy = meta['shape'],np.float32(meta['scale']),str(path).endswith('.npy')
+    cut = tuple(crop) if crop is not None else (slice(None),)*3; lo,hi,_ = zip(*(c.indices(n) for c,n in zip(cut, shape)))
+    parts = _checked(b, meta, range(lo[0], hi[0]) if npy else (0,)); x = np.empty([max(h-l, 0) for l,h in zip(lo, hi)], np.float32) if grey else None
+    if npy:
+        n = math.prod(shape); q = np.frombuffer(b, '<i2', n, meta['ends'][-1]-2*n).reshape(shape)
+        for i in parts: # a plane is turned to grey while the processor still holds it
+            if grey: jit(_grey)(q, s, x, i, *lo[1:], i+1, *hi[1:], i-lo[0], 0, 0)
+        return (x if grey else q if crop is None else q[cut].copy()), meta
+    import blosc2
+    list(parts); q = blosc2.ndarray_from_cframe(b)
+    if not grey: return q[cut], meta
+    block = np.empty(q.chunks, '<i2')
+    for i,a,e,at in _boxes(shape, q.chunks, lo, hi): q.schunk.decompress_chunk(i, dst=block); jit(_grey)(block, s, x, *a, *e, *at)
     return x, meta
 
 # %% ../nbs/07_data.ipynb #b3ca7ad7

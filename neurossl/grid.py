@@ -44,7 +44,7 @@ def _fill(v, values):
 
 def _cross(axes): return [dict(zip(axes, c)) for c in itertools.product(*axes.values())]
 
-# %% ../nbs/41_grid.ipynb #c83b7e2c
+# %% ../nbs/41_grid.ipynb #7ad094be
 def overlaid(
     grid,   # name, path or the dict of `load_grid`
     profile,# of nbs/experiments/profiles.yaml
@@ -61,7 +61,8 @@ def _settings(g):
     "Parameters of each cell of a grid: arms by axes"
     for arm,values in (g.get('arms') or {None: {}}).items():
         values = dict(values or {}, **({'arm': arm} if arm else {}))
-        axes = {k: values.pop(k) if isinstance(values.get(k), list) else v for k,v in (g.get('axes') or {}).items()}
+        axes = {k: [x for x in v if x in values[k]] if isinstance(values.get(k), list) else v for k,v in (g.get('axes') or {}).items()}
+        values = {k: v for k,v in values.items() if k not in axes or not isinstance(v, list)}
         for axis in _cross(axes): yield {**(g.get('base') or {}), **axis, **values}
 
 def expand(
@@ -146,7 +147,7 @@ def run_cell(
     write_json(mark, key)
     return run_notebook(cell['template'], root/cell['notebook'], cell['params'])
 
-# %% ../nbs/41_grid.ipynb #63e2928e
+# %% ../nbs/41_grid.ipynb #167790ba
 def study_cells(profile): # the cells of every grid, in the order of their needs
     names = sorted(p.stem for p in (paths().nbs/'experiments'/'grids').glob('*.yaml'))
     return sorted((c for n in names for c in expand(n, profile)), key=lambda c: (bool(c['needs']), c['grid']))
@@ -202,8 +203,11 @@ def contrasts(
     from scipy.stats import norm
     from neurossl.stats import holm, paired_ci
     rows = []
-    for k,g in pred.groupby(list(SETTING), dropna=False) if len(pred) else ():
-        arms = dict(iter(g.groupby('arm')))
+    if not len(pred): return pd.DataFrame()
+    whole = pred[pred.groupby('arm').probe.transform('nunique').eq(1)]    # arms with a classifier of their own stand beside every other
+    for k,g in pred.groupby(list(SETTING), dropna=False):
+        at = dict(zip(SETTING, k)); same = whole[(whole[list(SETTING[:-1])].astype(str)==[str(at[s]) for s in SETTING[:-1]]).all(axis=1)]
+        arms = dict(iter(pd.concat([g, same[~same.arm.isin(g.arm)]]).groupby('arm')))
         for f,a,b in pairs:
             if a not in arms or b not in arms: continue
             both = sorted(set(arms[a].seed) & set(arms[b].seed)); x,y = (arms[i][arms[i].seed.isin(both)] for i in (a, b))
@@ -231,6 +235,11 @@ def _runs(root, cells):
                          dirty=r.get('dirty', ''), wall_s=r.get('wall_s', ''), params=json.dumps(c['params'], sort_keys=True)))
     return pd.DataFrame(rows)
 
+def _sealed(root, profile):
+    "Released results on the sealed cohort"
+    part = [pd.read_csv(f.parent/'results.csv') for f in sorted((root/'runs'/profile/'sealed').glob('*/run.json'))]
+    return pd.concat(part, ignore_index=True) if part else pd.DataFrame()
+
 def collect(
     profile='default', # of profiles.yaml
     root=None,         # of the study
@@ -243,4 +252,4 @@ def collect(
     pretext,diff = _stack(root, of('pretrain'), 'summary.csv'),contrasts(pred, pairs, n)
     return dict(cohort=cohort_table(study_scans(profile)).reset_index(), runs=runs, history=_stack(root, of('pretrain'), 'history.csv'), pretext=pretext,
                 probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'),
-                ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext)])), published=published(), seal=read_log())
+                ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext)])), published=published(), sealed=_sealed(root, profile), seal=read_log())

@@ -210,12 +210,12 @@ class SpatialAttention(nn.Module):
         m = self.mask(x)
         return x*(m*m[0].numel() if self.rescale else m)
 
-# %% ../nbs/13_slicenets.ipynb #4584e786
+# %% ../nbs/13_slicenets.ipynb #034689d5
 AXES = (-3, -2, -1)
 
-def _linear(C, places, p, always, as_released):
-    sizes = (2*C, C//2) if as_released else (512, 64); i,layers = C*places,[nn.Flatten()]
-    for o in sizes: layers += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if as_released else []), nn.ReLU(), Dropout(p, always)]; i = o
+def _linear(C, places, p, always, wide, norm):
+    sizes = (2*C, C//2) if wide else (512, 64); i,layers = C*places,[nn.Flatten()]
+    for o in sizes: layers += [nn.Linear(i, o), *([nn.BatchNorm1d(o)] if wide or norm else []), nn.ReLU(), Dropout(p, always)]; i = o
     return nn.Sequential(*layers), i
 
 class DynamicNet(nn.Module):
@@ -236,6 +236,7 @@ class DynamicNet(nn.Module):
         softmax_dim2=False,# softmax of the mask along one axis (flaw 3)
         rescale=False,     # multiply the mask by the number of places
         wide=False,        # classifier of the released code: 2C-C/2-2 with BatchNorm instead of 512-64-2
+        norm=False,        # BatchNorm also in the classifier 512-64-2
     ):
         super().__init__(); size = (size,)*3 if isinstance(size, int) else tuple(size)
         if pool!='learned' and isinstance(pool, str): pool_volume(torch.ones(2, 2, 2), pool) # a wrong name ends here
@@ -247,7 +248,7 @@ class DynamicNet(nn.Module):
         self.flat = tuple(n for i,n in enumerate(size) if i!=3+dim)
         C,h,w = copy.deepcopy(self.backbone).to('meta')(torch.empty(2, 3, *self.flat, device='meta')).shape[1:]
         self.attention = SpatialAttention(C, softmax_dim2, rescale) if attention else nn.Identity()
-        self.hidden,self.n_features = _linear(C, h*w, dropout, dropout_eval, wide); self.out = nn.Linear(self.n_features, 2)
+        self.hidden,self.n_features = _linear(C, h*w, dropout, dropout_eval, wide, norm); self.out = nn.Linear(self.n_features, 2)
     def picture(self, x): # (B,1,X,Y,Z) or pooled (B,1,H,W) -> (B,3,H,W)
         "What the 2D network sees"
         y = x if x.ndim==4 else self.pool(x) if isinstance(self.pool, nn.Module) else pool_volume(x, self.pool, **self.how)

@@ -6,7 +6,7 @@
 __all__ = ['BRAIN_ML', 'CUBE_MM', 'BRAIN_MM', 'EDGE_MM', 'PrepareError', 'is_stripped', 'three', 'shift', 'resize', 'pad_cube',
            'resample_to', 'brain_centre', 'cube', 'mni_template', 'find_affine', 'register']
 
-# %% ../nbs/04_spatial.ipynb #3689dbbf
+# %% ../nbs/04_spatial.ipynb #9318f05e
 import importlib.util, math
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from .ants import ants_syn
+from .clahe import jit
 from .core import Problem, did_you_mean
 from .volume import Volume, like, load_volume, raw
 
@@ -36,9 +37,22 @@ def is_stripped(
     "Whether a scan shows a brain and nothing else"
     return bool((v.data==0).mean()>.5 and BRAIN_ML[0]<(v.data>0).sum()*np.prod(v.spacing_mm)/1000<BRAIN_ML[1])
 
-# %% ../nbs/04_spatial.ipynb #56ce2ec9
+# %% ../nbs/04_spatial.ipynb #1ee729bb
 def three(size): return (int(size),)*3 if np.ndim(size)==0 else tuple(int(s) for s in size)
 def shift(t): return np.block([[np.eye(3), np.reshape(t, (3,1))], [np.zeros((1,3)), np.ones((1,1))]]) # (4,4)
+
+def _turn(a, b): # b[x,y,z] = a[z,y,x], in squares that fit the processor's cache
+    for y in range(a.shape[1]):
+        for z0 in range(0, a.shape[0], 32):
+            for x0 in range(0, a.shape[2], 32):
+                for x in range(x0, min(x0+32, a.shape[2])):
+                    for z in range(z0, min(z0+32, a.shape[0])): b[x,y,z] = a[z,y,x]
+
+def _rows(a):
+    "Float32 voxels with z next to z; files have x next to x, and turning them plainly takes as long as unpacking them"
+    if a.dtype!=np.float32 or a.flags.c_contiguous or not a.flags.f_contiguous: return np.ascontiguousarray(a, np.float32)
+    b = np.empty(a.shape, np.float32); jit(_turn)(a.T, b)
+    return b
 
 def resize(
     v,                # Volume or (X,Y,Z) array
@@ -47,7 +61,7 @@ def resize(
 ):                    # as `v`; a Volume keeps its field of view, and its affine follows
     "Change the number of voxels, averaging where they become fewer"
     a,size = raw(v),three(size); (X,Y,Z),(x,y,z) = a.shape,size
-    t = torch.from_numpy(np.ascontiguousarray(a, np.float32))
+    t = torch.from_numpy(_rows(a))
     how = dict(mode='bilinear', antialias=True, align_corners=False)
     if mode=='nearest': t = F.interpolate(t[None,None], size, mode='nearest-exact')[0,0]
     elif mode!='trilinear': raise Problem('resize, mode', repr(mode), "'trilinear' or 'nearest'", 'Choose one.')

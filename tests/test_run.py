@@ -84,7 +84,7 @@ def test_every_grid_expands_in_every_profile():
 def test_the_dag_builds():
     r = subprocess.run([sys.executable, '-m', 'snakemake', '-n', '--quiet', 'all', '--config', 'profile=smoke', '--nolock'], cwd=ROOT, capture_output=True, text=True)
     assert r.returncode==0, r.stderr
-    assert find_cell('smoke', 'probe/age-s0-clinical_a')['needs']==['pretrain/age-s0'] and len(expand('probe', 'smoke'))==len(expand('probe'))
+    assert find_cell('smoke', 's1-probe/age-s0')['needs']==['s1-pretext/age-s0'] and len(expand('s1-probe', 'full'))==len(expand('s1-pretext', 'full'))
 
 def test_a_page_tells_no_place_on_the_disk(tmp_path):
     notebook(tmp_path/'ok.ipynb', 'folder: str = ""', 'len(folder)')
