@@ -147,7 +147,7 @@ def run_cell(
     write_json(mark, key)
     return run_notebook(cell['template'], root/cell['notebook'], cell['params'])
 
-# %% ../nbs/41_grid.ipynb #167790ba
+# %% ../nbs/41_grid.ipynb #0c057088
 def study_cells(profile): # the cells of every grid, in the order of their needs
     names = sorted(p.stem for p in (paths().nbs/'experiments'/'grids').glob('*.yaml'))
     return sorted((c for n in names for c in expand(n, profile)), key=lambda c: (bool(c['needs']), c['grid']))
@@ -157,7 +157,7 @@ def _stack(root, cells, name):
     part = [pd.read_csv(root/c['run']/name).assign(run=f"{c['grid']}/{c['id']}") for c in cells if (root/c['run']/name).exists()]
     return pd.concat(part, ignore_index=True) if part else pd.DataFrame()
 
-SETTING = ('cohort', 'adjust', 'n_train', 'prevalence', 'remedy', 'epoch', 'probe') # what two arms must share to be compared
+SETTING = ('cohort', 'adjust', 'n_train', 'ad_share', 'remedy', 'epoch', 'probe') # what two arms must share to be compared
 
 def widened(
     row,  # value, lo, hi, se over subjects

@@ -149,14 +149,15 @@ def main(argv=None):
         else: raise SystemExit('usage: python -m neurossl.phantom --write | --verify [SAMPLE]')
     except Problem as e: raise SystemExit(str(e)) from None
 
-# %% ../nbs/04_phantom.ipynb #a15ccb7f
+# %% ../nbs/04_phantom.ipynb #235ea083
 def study_phantoms(
     cohort='population', # of `cohort_names`
     n=None,              # scans; None: as many as the table holds, or 1000 where it holds none
 )->pd.DataFrame:         # manifest of development scans
     "The first `n` scans of a cohort: the rows of the table, then more from the same generator"
     man = embedded_cohort(); man = man[man.cohort.eq(cohort) & man.split.eq('development')].iloc[:n]
-    seed = next((s for _,s,c,split in EMBEDDED if split=='development' and cohort.startswith(c)), 401)
+    base = max((c for c in COHORTS if cohort==c or cohort.startswith(f'{c}_')), key=len, default='')
+    seed = next((s for _,s,c,split in EMBEDDED if split=='development' and cohort.startswith(c)), 401+list(COHORTS).index(base) if base else 400)
     more = range(len(man)+1, (len(man) or 1000 if n is None else n)+1)
     if not more: return man
     cohort_spec(cohort)

@@ -109,7 +109,7 @@ def read_turboprep(
     if v.shape!=m.shape: raise PrepareError('MASK_SHAPE', 'mask.nii.gz', f'shape {m.shape}', f'shape {v.shape}', 'Give the two files of one run of TurboPrep.')
     return v, m.data>0
 
-# %% ../nbs/05_preprocess.ipynb #7405ace0
+# %% ../nbs/05_preprocess.ipynb #b10cf674
 VERSION = 1 # of the steps: raise it when a step's result changes, and every cache is made anew
 
 def _too(m, f): return m if m is None else f(np.asarray(m, np.float32))>.5 # the mask follows the scan
@@ -138,7 +138,7 @@ STEPS = dict( # name -> function of the scan, its mask (or None) and the run (si
 
 NAMED = dict( # name -> size in its paper (or 48), steps, order of the finished axes
     plain=(48, ('resize', 'minmax'), 'xyz'), cube=(48, ('cube', 'minmax', 'clahe'), 'xyz'),
-    s1=(192, ('resize', 'minmax', 'clahe'), 'xyz'), s1_pad=(192, ('pad', 'resize', 'minmax', 'clahe'), 'xyz'),
+    s1=(192, ('resize', 'minmax', 'clahe'), 'xyz'), s1_pad=(192, ('pad', 'resize', 'minmax', 'clahe'), 'xyz'), s1_zscore=(192, ('resize', 'zscore'), 'xyz'),
     s2=((150,192,192), ('n4', 'strip_skull', ('register', dict(dof=6, grid='2009c')), 'mni_box', 'resize', 'zscore'), 'zyx'),
     s2_turboprep=((150,192,192), ('strip_skull', 'mni_box', 'resize', 'zscore'), 'zyx'),
     s3=(110, ('n4', 'strip_skull', ('register', dict(dof=9)), 'minmax'), 'xyz'))

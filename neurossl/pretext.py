@@ -44,7 +44,7 @@ def soft_label(
     p = cdf.diff(dim=1)
     return (p/p.sum(1, keepdim=True)).float()
 
-# %% ../nbs/20_pretext.ipynb #acbcc13c
+# %% ../nbs/20_pretext.ipynb #5df3b304
 HEADS = ('softbin', 'l2', 'l1')
 
 class AgeTask(nn.Module):
@@ -54,7 +54,7 @@ class AgeTask(nn.Module):
         n_features:int, # F of the encoder
         mean=60.,       # years, of the training scans; for l2 and l1
         std=15.,        # years
-        head='l2',      # 'softbin' (needs bins; the default of `build_task`), 'l2' or 'l1'
+        head='l2',      # 'l2', 'l1' or 'softbin' (needs bins; `build_task` finds them)
         bins=None,      # (first year, year after the last), as `age_bins` finds them
         sigma=1.,       # years, of the soft label
     ):
@@ -223,8 +223,8 @@ class MultiTask(nn.Module):
             out |= {f'{n}_{k}': v.detach() for k,v in r.items()}
         return out|notes
 
-# %% ../nbs/20_pretext.ipynb #98092b26
-def _age(n_features, train_man, head='softbin', **kw):
+# %% ../nbs/20_pretext.ipynb #17de2fd8
+def _age(n_features, train_man, head='l2', **kw):
     ages = train_man['age'].dropna()
     if len(ages)<2: raise TaskError('task age', f'{len(ages)} known ages in the training manifest', 'at least 2', 'Choose another task, or add ages to the manifest.')
     found = dict(bins=age_bins(ages)) if head=='softbin' else dict(mean=ages.mean(), std=ages.std())

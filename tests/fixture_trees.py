@@ -111,3 +111,22 @@ def build(root, name, table=None, row=None, column=None, value=None, reverse=Fal
         sep = '\t' if f.endswith('tsv') else ','
         (root/f).parent.mkdir(parents=True, exist_ok=True); (root/f).write_text('\n'.join(sep.join(r) for r in rows)+'\n')
     return root
+
+
+def study(root, kind, write, people=16):
+    "A cohort to learn from, as 'bids' or as 'oasis3': every second person has AD, every fourth was scanned twice; write(path, person, dx) makes a scan. Gives the data root, and the tables'"
+    root = Path(root); scans,rows,who = [],[],[]
+    for i in range(people):
+        dx,days = ('CN','AD')[i%2], (100, 500) if i%4==0 else (100,); who.append((i, dx, 60+i, 'FM'[i//2%2]))
+        scans += [(i, dx, d) for d in days]
+    if kind=='bids':
+        data = tables = root/'my_bids'; name = lambda i,d: f'sub-{i:02d}/ses-M{round(d/30):03d}/anat/sub-{i:02d}_ses-M{round(d/30):03d}_T1w.nii.gz'
+        files = {'participants.tsv': [['participant_id','age','sex','diagnosis'], *([f'sub-{i:02d}', str(a), s, d] for i,d,a,s in who)]}
+    else:
+        data,tables = root/'oasis3', root/'clinical'; name = lambda i,d: f'OAS{30001+i}_MR_d{d:04d}/anat{2+i%3}/{"NIFTI/" if i%5==0 else ""}'+t1(30001+i, f'{d:04d}')
+        files = {'OASIS3_demographics.csv': [['OASISID','AgeatEntry','GENDER'], *([f'OAS{30001+i}', str(a), '2' if s=='F' else '1'] for i,_,a,s in who)],
+                 'OASIS3_UDSb4_cdr.csv': [TREES['oasis3']['tables']['clinical/OASIS3_UDSb4_cdr.csv'][0], *(cdr(30001+i, d+20, 1 if x=='AD' else 0, AD if x=='AD' else CN) for i,x,d in scans)]}
+    for i,x,d in scans: (data/name(i, d)).parent.mkdir(parents=True, exist_ok=True); write(data/name(i, d), i, x)
+    tables.mkdir(parents=True, exist_ok=True)
+    for f,rows in files.items(): (tables/f).write_text('\n'.join(('\t' if f.endswith('tsv') else ',').join(r) for r in rows)+'\n')
+    return data, tables

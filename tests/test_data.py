@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from neurossl import data
+from neurossl import data, entries
 from neurossl.core import Problem
 from neurossl.data import BadScan, Cache, ScanDataset, build_cache, decode, encode, epoch_order, loader, qc_table, read, verify, voxels
 from neurossl.manifest import empty_manifest
@@ -37,7 +37,7 @@ def test_entries_keep_the_voxels_and_read_crops(tmp_path, codec, shape):
     x = np.random.default_rng(0).normal(0, 3, shape).astype(np.float32)
     f = tmp_path/f'x{data.CODECS[codec]}'; f.write_bytes(encode(x, dict(a=1), codec))
     q,m = decode(f); assert q.dtype==np.int16 and m['a']==1
-    assert abs(q*m['scale']-x).max() <= abs(x).max()/data.LEVELS/2*1.01 and q.flags.writeable
+    assert abs(q*m['scale']-x).max() <= abs(x).max()/entries.LEVELS/2*1.01 and q.flags.writeable
     for c in ((slice(2,7), slice(0,8), slice(3,8)), (slice(5,6), slice(None), slice(-4,None)), (slice(0,8),)*3, (slice(None),)*3):
         assert np.array_equal(decode(f, c)[0], q[c]) and np.array_equal(decode(f, c, grey=True)[0], q[c]*np.float32(m['scale'])), c
     assert np.array_equal(decode(f, grey=True)[0], q*np.float32(m['scale']))
@@ -146,7 +146,7 @@ def test_processes_give_the_same_entries(own, monkeypatch):
 
 CODE = '''
 import sys
-from neurossl import data
+from neurossl import data, entries
 from neurossl.manifest import read_manifest
 from neurossl.preprocess import Recipe
 if len(sys.argv)>2:

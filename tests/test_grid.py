@@ -44,7 +44,7 @@ def test_families_that_decide_claims_are_in_the_ledger():
 def made(arm, shift, seed, n=120):
     r = np.random.default_rng(5); y = r.integers(0, 2, n); e = r.normal(0, 1, n); own = np.random.default_rng(100+seed).normal(0, .3, n)
     p = predictions(y, 1/(1+np.exp(-(shift*y+e+own))), [f's{i}' for i in range(n)], scan_id=[f's{i}' for i in range(n)], seed=seed)
-    return p.assign(arm=arm, saw='x', cohort='c', adjust='none', n_train=50, prevalence='', remedy='', epoch='', probe='svc')
+    return p.assign(arm=arm, saw='x', cohort='c', adjust='none', n_train=50, ad_share='', remedy='', epoch='', probe='svc')
 
 def test_contrasts_find_what_was_planted_and_pair_by_seed():
     pred = pd.concat([made('a', 2., s) for s in (0, 1, 2)]+[made('b', 0., s) for s in (0, 1)])

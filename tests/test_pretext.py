@@ -260,9 +260,9 @@ def test_a_planted_direction_is_found_and_an_absent_one_is_not():
 # --- names, crops ---
 
 def test_build_task():
-    task = build_task('age', 8, MAN); assert task.spec==dict(name='age', head='softbin', bins=[30, 90], sigma=1.) and 'edges' in task.state_dict()
-    task = build_task('age', 8, MAN, head='l2'); assert float(task.mean)==60 and float(task.std)==10
-    assert build_task('age', 8, MAN, bins=(40, 80)).bins==(40, 80) and build_task('rotation', 8, MAN, kind='rot10').head.out_features==10
+    task = build_task('age', 8, MAN, head='softbin'); assert task.spec==dict(name='age', head='softbin', bins=[30, 90], sigma=1.) and 'edges' in task.state_dict()
+    task = build_task('age', 8, MAN); assert task.spec==dict(name='age', mean=60., std=10.) and float(task.mean)==60 and float(task.std)==10
+    assert build_task('age', 8, MAN, head='softbin', bins=(40, 80)).bins==(40, 80) and build_task('rotation', 8, MAN, kind='rot10').head.out_features==10
     with pytest.raises(Problem, match="Did you mean 'rotation'"): build_task('Rotations', 8, MAN)
     with pytest.raises(Problem, match="Did you mean 'recon'"): build_task('age+recom', 8, MAN)
     with pytest.raises(Problem, match='different ones'): build_task('age+age', 8, MAN)

@@ -164,3 +164,21 @@ def test_own_views_and_siblings():
         assert float(a['alignment'])==0 and a['loss']<c['loss']
         assert float(a['loss'])==pytest.approx(float(nt_xent(z, z, .5, ['a','a','b','c'])), abs=1e-6) and float(c['loss'])==pytest.approx(float(nt_xent(z, z)), abs=1e-6)
     assert 'crops' in VIEWS and 'Same' in t.spec['views']
+
+
+def test_recipes_of_the_views():
+    from dataclasses import replace
+    from neurossl import views as room
+    assert VIEWS['published'] is room.PUBLISHED and VIEWS['corrected'] is room.CORRECTED and SimCLRTask(8).spec['views']=='corrected'==build_task('simclr', 8, None).spec['views']
+    b = demo_batch(3, size=32); part = {k: v[1:2] for k,v in b.items()}
+    for name in ('published', 'corrected', 'gentle'):
+        x1,x2 = VIEWS[name](b, 3, 1); inside = x1!=0
+        assert x1.shape==x2.shape==b['x'].shape and not torch.equal(x1, x2) and torch.equal(VIEWS[name](part, 3, 1)[0], x1[1:2])
+        assert not torch.equal(VIEWS[name](b, 3, 2)[0], x1) and abs(float(x1[inside].mean()))<.05 and abs(float(x1[inside].std())-1)<.05
+    assert replace(VIEWS['gentle'], name='corrected', least=room.CORRECTED.least, angle=room.CORRECTED.angle, gammas=room.CORRECTED.gammas)==room.CORRECTED
+
+
+def test_what_is_had_without_learning():
+    rows = {m: (r, c) for m,r,c in SimCLRTask(8).without_learning(None, range(100), 16)}
+    assert rows['loss']==(math.log(31), 0.) and rows['top1']==(1/31, 1.)
+    one = torch.ones(16, 4); assert float(nt_xent(one, one))==pytest.approx(rows['loss'][0], abs=1e-5)
