@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'KINDS', 'CLAIM', 'S3_CLASSES', 'MIN_SEEDS', 'read_ledger', 'verdict', 'fits', 'published', 'ratio',
-           'slice_weights', 'exact_checks', 'pretext_checks', 'judge']
+           'exact_checks', 'pretext_checks', 'judge']
 
-# %% ../nbs/34_ledger.ipynb #3ac7a465
+# %% ../nbs/34_ledger.ipynb #292364e5
 import numpy as np
 import pandas as pd
 
 from .core import Problem, did_you_mean, paths
+from .dynamic import rank_weights
 from .encoders import build_encoder, head
 from .manifest import read_rows
 from .pretext import audit_rotations
@@ -94,7 +95,7 @@ def published(
     t = t.assign(lo=lo, hi=hi, matrices=pd.array(m, dtype='Float64').astype('Int64'))
     return t[['study', 'source', 'row', 'n', 'acc', 'lo', 'hi', *_NUMBERS[1:], 'matrices', 'digits', 'note']]
 
-# %% ../nbs/34_ledger.ipynb #2dda5755
+# %% ../nbs/34_ledger.ipynb #1aa5f3e5
 def ratio(
     a, b,      # printed numbers
     digits=2,  # of both
@@ -108,14 +109,7 @@ def _gain(pub, column):
     t = pub[pub.source.eq('table 3')].set_index('row')[column]
     return [100*(x-1) for x in ratio(t['Ours (Dyn + VGG11 + Att)'], t['3D-ResNet'])]
 
-def slice_weights(
-    T,             # slices
-)->tuple:          # (T,) of equation 3 and (T,) of the released code [S3]
-    "Weights of the slices in a dynamic image"
-    t = np.arange(1, T+1)
-    return 2.*t-T-1, np.cumsum(((2*t-T)/t)[::-1])[::-1]
-
-# %% ../nbs/34_ledger.ipynb #951659cb
+# %% ../nbs/34_ledger.ipynb #a39aec2d
 def exact_checks(
     pub=None,     # table of `published`; None: read it
 )->pd.DataFrame:  # id, part, claimed, found, holds (True, False, or empty where it only informs)
@@ -135,7 +129,7 @@ def exact_checks(
     a = pub[pub.row.eq('VggNet11')].iloc[0]
     add('S3-C4', 'gain of attention', f'{a.acc:.2f} to {o.acc:.2f}',
         f'{round(o.n*o.acc)-round(a.n*a.acc)} subject of {o.n}; exact interval of {o.acc:.2f} is {o.lo:.3f} to {o.hi:.3f}')
-    w,code = slice_weights(110)
+    w,code = (rank_weights(110, k).numpy() for k in ('approx', 'released'))
     add('S3-C6', 'sum of the weights, 110 slices', f'{w.sum():.0f}', f'{code.sum():.0f}, correlation {np.corrcoef(w, code)[0,1]:.2f}',
         bool(np.allclose(w, code)))
     for name,col,claim in (('accuracy', 'acc', 9.52), ('ROC', 'auc', 15.20)):

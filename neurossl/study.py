@@ -81,7 +81,7 @@ def fresh(
     "Whether a product was made from exactly this"
     return Path(mark).exists() and all(Path(m).exists() for m in made) and read_json(mark)==key
 
-# %% ../nbs/44_study.ipynb #e812ce26
+# %% ../nbs/44_study.ipynb #06ed41d7
 def tables(
     profile, # of profiles.yaml
 )->Path:     # folder of CSV files
@@ -89,7 +89,7 @@ def tables(
     root = paths().root; home = root/'results'/'tables'/profile; mark = home/'key.json'; cells = study_cells(profile)
     made = {c['run']: read_json(f)['files'] for c in cells if (f := root/c['run']/'run.json').exists()}
     inputs = [f.read_text(encoding='utf-8') for f in sorted((paths().nbs/'report').glob('*.csv'))+sorted((paths().nbs/'experiments'/'grids').glob('*.yaml'))]
-    key = digest([made, [c['run'] for c in cells], inputs, [module_key(m)[0] for m in ('grid', 'ledger', 'stats', 'metrics', 'significance')]])
+    key = digest([made, [c['run'] for c in cells], inputs, [module_key(m)[0] for m in ('compare', 'grid', 'ledger', 'stats', 'metrics', 'significance')]])
     if not fresh(mark, key):
         log(f'tables: {len(made)} of {len(cells)} runs')
         for name,t in collect(profile).items():

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 import neurossl.study as study
-from neurossl.core import paths, write_json
-from neurossl.grid import SETTING, contrasts, estimates, expand, load_grid, operating_points, overlaid, pairs_of, study_cells, widened
+from neurossl.compare import SETTING, contrasts, estimates, operating_points, pairs_of, widened
+from neurossl.core import paths
+from neurossl.grid import expand, load_grid, overlaid, study_cells
 from neurossl.ledger import read_ledger
 from neurossl.metrics import predictions
 from neurossl.report import not_run, results_of

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats as st
 
 from neurossl.core import Problem, paths
-from neurossl.ledger import CLAIM, VERDICTS, exact_checks, fits, judge, published, ratio, read_ledger, slice_weights, verdict
+from neurossl.ledger import CLAIM, VERDICTS, exact_checks, fits, judge, published, ratio, read_ledger, verdict
 
 PUB = published(); LEDGER = read_ledger(); EXACT = exact_checks(PUB)
 
@@ -77,12 +77,6 @@ def test_exact_checks():
     assert c7.holds.tolist()==[True, True, False] and c7.found.iloc[0].startswith('9.52 %') and c7.found.iloc[1].startswith('15.85 % (14.55 to 17.18')
     assert c7.found['time']=="10.6 % of 3D-ResNet's, 17.5 % of 3D-VGG's"
     assert ratio(.9, .8)[1]<.9/.8<ratio(.9, .8)[2] and set(EXACT.id)<=set(LEDGER.id)
-
-def test_slice_weights():
-    for T in (2, 10, 110):
-        w,code = slice_weights(T)
-        assert w.sum()==0 and np.isclose(code.sum(), T) and np.allclose(code, [sum((2*i-T)/i for i in range(n, T+1)) for n in range(1, T+1)])
-    assert w[0]==-109 and round(abs(code[:10]).sum()/abs(code).sum(), 2)==.41
 
 def contrast(value=.1, half=.01, **kw): return dict(family='S1-C1', cohort='clinical_a', probe='svc', arm='a', reference='b', value=value, lo=value-half, hi=value+half, se=half/1.96, n_subjects=100, n_seeds=5)|kw
 
