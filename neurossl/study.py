@@ -125,7 +125,7 @@ def finish(
         log('site: rendering'); build_site(root); write_json(mark, key)
     return root/'_site'/'index.html'
 
-# %% ../nbs/44_study.ipynb #cb2e8254
+# %% ../nbs/44_study.ipynb #301b0754
 def headline(
     profile, # of profiles.yaml
 )->str:
@@ -133,7 +133,8 @@ def headline(
     home = paths().root/'results'/'tables'/profile
     if not (home/'probe.csv').exists() or not (home/'probe.csv').read_text().strip(): return 'no probe is complete yet'
     t = pd.read_csv(home/'probe.csv'); t = t[(t.metric=='auc') & (t.probe!='rf') & (t.adjust=='none') & t[['epoch', 'ad_share', 'remedy']].isna().all(axis=1)]
-    t = t.drop_duplicates(['cohort', 'arm']).assign(auc=[f'{v:.3f} [{lo:.3f}, {hi:.3f}]' for v,lo,hi in zip(t.value, t.lo, t.hi)]).sort_values(['cohort', 'value'], ascending=[True, False])
+    t = t[~t.probe.isin(['finetune', 'frozen'])].drop_duplicates(['cohort', 'arm'])
+    t = t.assign(auc=[f'{v:.3f} [{lo:.3f}, {hi:.3f}]' for v,lo,hi in zip(t.value, t.lo, t.hi)]).sort_values(['cohort', 'value'], ascending=[True, False])
     return t[['cohort', 'arm', 'auc', 'n_train', 'n_subjects', 'n_seeds']].to_string(index=False)
 
 def study(
