@@ -1,4 +1,4 @@
-# neurossl. Two commands: `make study` reproduces everything, `make test` checks it. Any Python 3.11+ will do; nothing need be installed.
+# neurossl. Two commands: `make study` reproduces everything, `make test` checks it. Any Python from 3.11.5 will do; nothing need be installed.
 SHELL    := /bin/bash
 PYTHON   ?= python3
 VENV     ?= .venv
@@ -78,7 +78,7 @@ clean: ## remove what the study made; the environment stays
 
 $(OK): constraints.txt settings.ini setup.py
 	@echo "Installing into $(VENV) (about a minute) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info>=(3,11) else "neurossl needs Python 3.11 or newer, this is "+sys.version.split()[0]+". Set PYTHON=python3.11.")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info>=(3,11,5) else "neurossl needs Python 3.11.5 or newer, this is "+sys.version.split()[0]+". Set PYTHON=python3.12, say.")'
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -q uv==0.13.8
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/uv pip install -q --system-certs -c constraints.txt -e '.[dev]'
