@@ -6,8 +6,9 @@
 __all__ = ['ParameterError', 'declared', 'check_values', 'template', 'parameters', 'profiles', 'resolve', 'provenance', 'Run',
            'start_run', 'run_notebook', 'parse_values', 'command', 'main']
 
-# %% ../nbs/40_run.ipynb #70f0370f
-import ast, json, os, platform, re, subprocess, sys, time
+# %% ../nbs/40_run.ipynb #241c6656
+import ast, copy, json, os, platform, re, subprocess, sys, time
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,17 +33,24 @@ def declared(
         out[node.target.id] = (kind, ast.literal_eval(node.value), note, [c.strip() for c in pick[1].split('|')] if pick else None)
     return out
 
-# %% ../nbs/40_run.ipynb #78a15465
+# %% ../nbs/40_run.ipynb #96cf841a
+_models = {}
+
+def _model(key, fields): # one pydantic model for each set of declared parameters
+    from pydantic import ConfigDict, create_model
+    if key not in _models: _models[key] = create_model('P', __config__=ConfigDict(extra='forbid', strict=True), **fields())
+    return _models[key]
+
 def check_values(
     decl:dict,  # from `declared`
     values:dict,# name -> value
     where,      # the template, for the message
 )->dict:        # every declared name with its value or default
     "Check names, types and choices; unknown or mistyped ones raise `ParameterError`"
-    from pydantic import ConfigDict, ValidationError, create_model
+    from pydantic import ValidationError
     if bad := sorted(set(values)-set(decl)):
         raise ParameterError(where, f'a parameter {bad[0]!r}', f"one of {', '.join(decl)}", f'Correct the name.{did_you_mean(bad[0], decl)}')
-    model = create_model('P', __config__=ConfigDict(extra='forbid', strict=True), **{k: (t, d) for k,(t,d,*_) in decl.items()})
+    model = _model(json.dumps({k: [str(t), d] for k,(t,d,*_) in decl.items()}), lambda: {k: (t, d) for k,(t,d,*_) in decl.items()})
     try: out = model(**values).model_dump()
     except ValidationError as e:
         k = e.errors()[0]['loc'][0]; t = decl[k][0]
@@ -53,7 +61,7 @@ def check_values(
             raise ParameterError(f'{where}, parameter {k}', repr(out[k]), ' | '.join(pick), f'Choose one of them.{did_you_mean(out[k], pick)}')
     return out
 
-# %% ../nbs/40_run.ipynb #19ce19b0
+# %% ../nbs/40_run.ipynb #a9cc14d0
 def template(
     name, # 'pretrain', or the path of a notebook
 )->Path:
@@ -64,20 +72,28 @@ def template(
         raise ParameterError(f'template {name!r}', 'no such notebook', f"one of {', '.join(known)}", f'Correct the name.{did_you_mean(Path(name).stem, known)}')
     return home/f'{Path(name).stem}.ipynb'
 
+@lru_cache
+def _tagged(path, mtime): # sources of the cells tagged `parameters`; read once for each state of the file
+    return tuple(''.join(c['source']) for c in read_json(path)['cells'] if 'parameters' in c['metadata'].get('tags', []))
+
 def parameters(
     name, # as for `template`
 )->dict:  # as `declared`
     "The declared parameters of a template"
     path = template(name)
-    for c in read_json(path)['cells']:
-        if 'parameters' in c['metadata'].get('tags', []): return declared(''.join(c['source']))
+    for source in _tagged(path, path.stat().st_mtime_ns): return declared(source)
     raise ParameterError(path, 'no cell with the tag `parameters`', 'one such cell', 'Tag the cell that holds the defaults (JupyterLab: property inspector).')
 
-# %% ../nbs/40_run.ipynb #9f3c7ca8
+# %% ../nbs/40_run.ipynb #470fe517
 def profiles()->dict: # profile -> template or 'study' -> values
     "The table of profiles"
+    path = paths().nbs/'experiments'/'profiles.yaml'
+    return copy.deepcopy(_yaml(path, path.stat().st_mtime_ns))
+
+@lru_cache
+def _yaml(path, mtime):
     import yaml
-    return yaml.safe_load((paths().nbs/'experiments'/'profiles.yaml').read_text(encoding='utf-8'))
+    return yaml.safe_load(path.read_text(encoding='utf-8'))
 
 def resolve(
     name,   # template

@@ -139,7 +139,8 @@ def test_gradients_and_metrics_of_a_batch(two, case):
     "NT-Xent without BatchNorm, with BatchNorm over both processes (float32 through five of them: three digits), and a mean loss in two parts"
     one = gradients(**{**CASES[case], **(dict(accumulate=1) if case=='parts' else {})}); got = two[0][case]
     assert set(one)==set(got)
-    for k in one: assert (one[k]-got[k]).abs().max()<=(1e-3 if case=='bn' else 1e-6)*max(1, float(one[k].abs().max())), k
+    far = 1e-3 if case=='bn' else 1e-5 # float32 sums over voxels in another order; in float64 the same gradients agree to 1e-12, see above
+    for k in one: assert (one[k]-got[k]).abs().max()<=far*max(1, float(one[k].abs().max())), k
 
 
 def test_one_optimiser_step(two, tmp_path):
