@@ -10,6 +10,7 @@ __all__ = ['DX', 'Problem', 'did_you_mean', 'digest', 'seed_all', 'paths', 'devi
 import errno, hashlib, json, os, random, shutil, sys, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -77,12 +78,19 @@ def paths()->SimpleNamespace: # root, nbs, runs, results, cache, site: Path
     return SimpleNamespace(root=root, nbs=root/'nbs', runs=root/'runs', results=root/'results', cache=root/'runs'/'cache', site=root/'_site')
 
 # %% ../nbs/00_core.ipynb #de83baa3
+@lru_cache
+def _keep_memory(): # glibc only: no large block of its own mapping, nothing trimmed, 256 MiB asked for at a time
+    import ctypes
+    libc = ctypes.CDLL(None) if sys.platform=='linux' else None
+    return hasattr(libc, 'mallopt') and all(libc.mallopt(k, v) for k,v in ((-4, 0), (-1, -1), (-2, 1<<28)))
+
 def device(
     name='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', ...
 ):               # torch.device
     "The device to compute on; a GPU that is asked for and absent is an error, not a silent CPU run"
     import torch
     gpu = torch.cuda.is_available()
+    if not gpu: _keep_memory()
     if name=='auto': return torch.device('cuda' if gpu else 'cpu')
     if str(name).startswith('cuda') and not gpu: raise Problem('device', name, "a machine with a CUDA GPU", "Use device='auto' to fall back to the CPU.")
     return torch.device(name)

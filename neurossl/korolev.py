@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .core import Problem
+from .nets import MaxPool
+from .spatial import three
 
 # %% ../nbs/12_korolev.ipynb #6059b1d9
 class KorolevError(Problem): "A 3D network was fed something it was not built for"
@@ -29,7 +31,6 @@ def _check(net, x, least):
     if x.ndim!=5 or x.shape[1]!=1 or min(x.shape[2:])<least:
         raise KorolevError(f'{net}, input', f'shape {tuple(x.shape)}', f'(B, 1, X, Y, Z) with every side at least {least} voxels', 'Resize the scans.')
 
-def _three(size): return (size,)*3 if isinstance(size, int) else tuple(size)
 
 class VoxVGG(nn.Module):
     "Plain 3D network of Korolev 2017"
@@ -39,9 +40,9 @@ class VoxVGG(nn.Module):
         as_released=False, # dropout 0.8 that stays on when judging
     ):
         super().__init__()
-        self.size,self.n_features = _three(size),64; groups = ((1, 8, 8), (8, 16, 16), (16, 32, 32, 32), (32, 64, 64, 64))
+        self.size,self.n_features = three(size),64; groups = ((1, 8, 8), (8, 16, 16), (16, 32, 32, 32), (32, 64, 64, 64))
         if min(self.size)<16: raise KorolevError('VoxVGG, size', size, 'every side at least 16 voxels', 'Four poolings halve each side: resize the scans.')
-        layers = [[m for i,o in zip(g, g[1:]) for m in (nn.Conv3d(i, o, 3, padding=1), nn.ReLU())]+[nn.MaxPool3d(2)] for g in groups]
+        layers = [[m for i,o in zip(g, g[1:]) for m in (nn.Conv3d(i, o, 3, padding=1), nn.ReLU())]+[MaxPool(2)] for g in groups]
         self.features = nn.Sequential(*[nn.Sequential(*l) for l in layers])
         n = 64*(self.size[0]//16)*(self.size[1]//16)*(self.size[2]//16)
         p = (.8 if as_released else .5) if dropout is None else dropout
