@@ -6,18 +6,17 @@
 __all__ = ['rebuild', 'load_task', 'brain_age', 'age_gap']
 
 # %% ../nbs/33_brainage.ipynb #d7fe3a6d
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
 
-from .checkpoint import TrainError, load_ckpt, read_ckpt
+from .checkpoint import load_ckpt, read_ckpt
 from .core import Problem
 from .data import loader
 from .encoders import build_encoder
 from .pretext import TASKS, AgeTask, MultiTask
 from .stats import auc, bootstrap
+from .train import finished
 
 # %% ../nbs/33_brainage.ipynb #65a288b6
 def rebuild(
@@ -33,8 +32,7 @@ def load_task(
     run, # folder of a finished pretraining run
 )->torch.nn.Module:
     "The task of a finished run, in evaluation mode"
-    path = Path(run)/'weights.safetensors'
-    if not path.is_file(): raise TrainError(run, 'no finished run', 'weights.safetensors, written when a run ends', 'Run the training again: it continues where it stopped.')
+    path = finished(run)
     meta = read_ckpt(path)[1]; task = rebuild(meta['identity']['task'][1], build_encoder(**meta['spec']).n_features)
     load_ckpt(path, task=task)
     return task.eval()

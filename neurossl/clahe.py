@@ -17,12 +17,14 @@ from .volume import like, raw
 # %% ../nbs/03_clahe.ipynb #bc3745c8
 @lru_cache(None)
 def jit(
-    f, # a function of arrays and numbers, in loops
-):     # the same function, compiled at its first call
+    f,        # a function of arrays and numbers, in loops
+    loose=(), # what LLVM may do to sums for speed, of numba's `fastmath`; (): nothing
+):            # the same function, compiled at its first call
     "Compile with numba, which is imported only now"
     import numba
-    try: return numba.njit(cache=True, nogil=True)(f)
-    except RuntimeError: return numba.njit(nogil=True)(f)  # nowhere to keep the result
+    options = dict(nogil=True, fastmath=set(loose) or False)
+    try: return numba.njit(cache=True, **options)(f)
+    except RuntimeError: return numba.njit(**options)(f)  # nowhere to keep the result
 
 # %% ../nbs/03_clahe.ipynb #8846a07a
 # _tiles and _blend: port of scikit-image's skimage/exposure/_adapthist.py, BSD-3-Clause; copyright 2009-2022 the scikit-image team, 1994 Karel Zuiderveld

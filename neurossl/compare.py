@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SETTING', 'OWN', 'arm_features', 'judge_arm', 'judge_scratch', 'widened', 'estimates', 'operating_points', 'pairs_of',
-           'contrasts']
+           'corrected', 'contrasts']
 
 # %% ../nbs/35_compare.ipynb #4ba03b4c
 from itertools import product
+from pathlib import Path
 
 import pandas as pd
 from scipy.stats import norm
@@ -21,11 +22,15 @@ from .stats import ci, holm, paired_ci, per_fit, score
 from .train import load_encoder, refresh_bn
 
 # %% ../nbs/35_compare.ipynb #78ca7488
+def _beside(tables): # features of several encoders as one table
+    t = pd.concat(tables, axis=1)
+    return t.set_axis([f'f{i:03d}' for i in range(t.shape[1])], axis=1)
+
 def arm_features(
     kinds,   # of encoder, random-init, age+sex, voxels 16^3, PCA, ROI volumes, oracle
     man,     # manifest
     cache,   # Cache of the prepared scans
-    run='',  # folder of the pretraining run; for 'encoder'
+    run='',  # folder of the pretraining run, for 'encoder'; of several, the features stand side by side
     arm='',  # its name in tables
     epochs=(), # kept epochs of that run, besides the last
     encoder='sfcn', # architecture of random-init
@@ -36,7 +41,8 @@ def arm_features(
     ds = ScanDataset(man, cache)
     for kind in kinds:
         if kind=='encoder':
-            for epoch in [*epochs, None]: yield arm, epoch or '', embed(Pooled(load_encoder(run, epoch=epoch), pool), ds)
+            runs = [run] if isinstance(run, (str, Path)) else run
+            for epoch in [*epochs, None]: yield arm, epoch or '', _beside([embed(Pooled(load_encoder(r, epoch=epoch), pool), ds) for r in runs])
         elif kind=='random-init':
             seed_all(seed); yield kind, '', embed(Pooled(refresh_bn(build_encoder(encoder), ds), pool), ds)
         else: yield kind, '', baseline_features(man, 'voxels 16^3' if kind=='PCA' else kind, cache)
@@ -113,6 +119,9 @@ def pairs_of(
     "The comparisons that a grid asks for"
     return [(f, *p) for f,v in (families or {}).items() for p in ([(a, v['reference']) for a in v['arms']] if isinstance(v, dict) else v)]
 
+def corrected(table): # contrasts with p -> the same with p_holm, corrected within each family
+    return table.assign(p_holm=table.groupby('family').p.transform(lambda p: holm(p.to_numpy())))
+
 def contrasts(
     pred,   # predictions of several arms
     pairs,  # of `pairs_of`
@@ -122,8 +131,9 @@ def contrasts(
     rows = []
     if not len(pred): return pd.DataFrame()
     whole = pred[pred.groupby('arm').probe.transform('nunique').eq(1)]    # arms with a classifier of their own stand beside every other
+    text = whole[list(SETTING[:-1])].astype(str)
     for k,g in pred.groupby(list(SETTING), dropna=False):
-        at = dict(zip(SETTING, k)); same = whole[(whole[list(SETTING[:-1])].astype(str)==[str(at[s]) for s in SETTING[:-1]]).all(axis=1)]
+        at = dict(zip(SETTING, k)); same = whole[(text==[str(at[s]) for s in SETTING[:-1]]).all(axis=1)]
         arms = dict(iter(pd.concat([g, same[~same.arm.isin(g.arm)]]).groupby('arm')))
         for f,a,b in pairs:
             if a not in arms or b not in arms: continue
@@ -131,5 +141,4 @@ def contrasts(
             if both: rows.append(dict(family=f, **dict(zip(SETTING, k)), arm=a, reference=b, metric='auc difference',
                                       **widened(paired_ci(x, y, 'auc', n=n), _by_seed(x)-_by_seed(y))))
     t = pd.DataFrame(rows)
-    if len(t): t['p'] = 2*norm.sf(abs(t.value)/t.se)
-    return t.assign(p_holm=t.groupby('family').p.transform(lambda p: holm(p.to_numpy()))) if len(t) else t
+    return corrected(t.assign(p=2*norm.sf(abs(t.value)/t.se))) if len(t) else t

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['START_S', 'BadScan', 'Cache', 'make', 'read', 'voxels', 'build_cache', 'verify', 'qc_table', 'labels', 'ScanDataset',
-           'epoch_order', 'Loader', 'loader']
+           'epoch_order', 'Loader', 'loader', 'on_device']
 
 # %% ../nbs/07_data.ipynb #6578638b
 import hashlib, re, signal, sys, time
@@ -19,7 +19,7 @@ import scipy
 import torch
 from tqdm import tqdm
 
-from .core import DX, Problem, atomic_write, did_you_mean, digest, in_notebook, log, paths, sweep
+from .core import DX, Problem, atomic_write, did_you_mean, digest, file_sha256, in_notebook, log, paths, sweep
 from .entries import CODECS, FORMAT, decode, encode, entry_meta
 from .phantom import P, latents_of, phantom
 from .preprocess import Recipe, prepare, versions
@@ -40,9 +40,9 @@ def _naming(row):
     except BadScan: raise
     except Problem as e: raise BadScan(row.name, getattr(e, 'code', 'REFUSED'), e.where, e.found, e.expected, e.remedy) from e
 
-def _sha256(f):
+def _hashed(f):
     try:
-        with open(f, 'rb') as h: return hashlib.file_digest(h, 'sha256').hexdigest()
+        return file_sha256(f)
     except OSError:
         load_volume(f)  # says what is wrong with it
         raise
@@ -70,7 +70,7 @@ class Cache:
         "What the entry of a manifest row is made from, as 64 hex characters"
         r = self.recipe; same = (row.name, row.path, row['mask'], row.sha256, row.seed, row['index'], row.cohort)
         if same not in self.names:
-            source = [_sha256(self.file(f)) for f in (row.path, row['mask']) if f] if row.path else [latents_of(row), P, scipy.__version__]
+            source = [_hashed(self.file(f)) for f in (row.path, row['mask']) if f] if row.path else [latents_of(row), P, scipy.__version__]
             self.names[same] = digest([source, row.sha256, r.shape, r.steps, r.axes, versions(r), FORMAT])
         return self.names[same]
     def path(self, row):
@@ -298,3 +298,10 @@ def loader(
     "The batches of an epoch"
     if batch<1: raise Problem('loader, batch', batch, 'one scan or more', 'Correct the size of the batch.')
     return Loader(ds, int(batch), seed, epoch, shuffle, drop_last, workers)
+
+def on_device(
+    batch,# of a loader
+    dev,  # torch.device
+)->dict:  # the same, its tensors there
+    "A batch where it is to be computed"
+    return {k: v.to(dev) if torch.is_tensor(v) else v for k,v in batch.items()}

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from .core import Problem, atomic_write, did_you_mean, read_json, write_json
+from .core import Problem, atomic_write, did_you_mean, file_sha256, read_json, write_json
 from .nets import RESNET_BLOCKS, SFCN, Encoder, EncoderError, ResNet3D, ViT3D, head, resnet3d, vit3d
 from .preprocess import G2009C, RECIPES, prepare
 from .sizing import equal_compute, sizing, sizing_table
@@ -96,9 +96,6 @@ FOREIGN = { # kind -> where it is from, what it has seen, its contract
     'monai-resnet': dict(source='unknown', licence='unknown', trained_on=(), contract='unknown')}
 KNOWN_SHA256 = {'f046dafe009de0cfa113a022c1ef9603d123834f217074eb86d26037e72b98f5': '3d-neuro-simclr'} # published files
 _BROKEN = (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError, OSError, struct.error, SafetensorError)
-
-def _sha256(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def _unwrap(path):
     "What torch can read, and what it was wrapped in"
@@ -191,7 +188,7 @@ def load_foreign(
     "An encoder with the published weights of others: all of its tensors, or a refusal"
     path = Path(path); conf = read_json(path/'config.json') if (path/'config.json').is_file() else None
     file = path/'weights.safetensors' if conf else path
-    found = None if not file.is_file() else _sha256(file); want = sha256 or (conf and conf['weights_sha256'])
+    found = None if not file.is_file() else file_sha256(file); want = sha256 or (conf and conf['weights_sha256'])
     if found and want and found!=str(want).lower(): raise EncoderError(file, f'sha256 {found[:16]}...', f'{str(want)[:16]}...', 'It is not the file that was meant, or it is damaged: download it again.')
     obj,wrap = read_weights(file); state,epoch = _state(obj, file); kind,tensors,rest = _split(state, file)
     if conf: epoch,stem_stride,kind = conf['epoch'],conf['spec'].get('stem_stride', 1),conf['kind']

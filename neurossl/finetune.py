@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import Problem, device, digest, did_you_mean, log, read_json, write_json
-from .data import ScanDataset, loader
+from .data import ScanDataset, loader, on_device
 from .encoders import build_encoder, head
 from .metrics import auc, predictions
 from .probes import baselines, cross_probe, embed, saw
-from .splits import LeakError, check_disjoint, label_fraction, people_of, refuse_test, split_subjects, subject_folds
+from .splits import check_disjoint, label_fraction, people_of, refuse_known, refuse_test, split_subjects, subject_folds
 from .train import History, TrainConfig, TrainError, encoder_hash, evaluate, refresh_bn, step_size
 
 # %% ../nbs/32_finetune.ipynb #042772b2
@@ -155,7 +155,7 @@ def _epoch(model, task, train, cfg, size, epoch, epochs, opt):
     "One pass over the training scans: the mean loss"
     model.train(); task.train(); losses,steps = [],len(train)//size
     for i,b in enumerate(loader(train, size, seed=cfg.seed, epoch=epoch, shuffle=True, drop_last=True)):
-        b = {k: v.to(opt.param_groups[0]['params'][0].device) if torch.is_tensor(v) else v for k,v in b.items()}
+        b = on_device(b, opt.param_groups[0]['params'][0].device)
         opt.param_groups[0]['lr'] = step_size(cfg, epoch*steps+i, epochs*steps)
         with torch.autocast(b['x'].device.type, torch.bfloat16, enabled=cfg.precision=='bf16'): loss = task(model, dict(b, seed=cfg.seed, epoch=epoch))['loss']
         if not loss.isfinite():
@@ -262,9 +262,7 @@ class FittedNet:
         **kw,          # run, fold, seed of the table
     )->pd.DataFrame:   # predictions; several classes: score is the class chosen, with a column of probability for each
         "Judge people it has not seen"
-        p,n = people_of(pd.concat([self.man, man])),len(self.man); known = man.index[p.iloc[n:].isin(set(p.iloc[:n])).to_numpy()]
-        if len(known) and split!='valid':
-            raise LeakError('network', f'{len(known)} scans of people it learned from, e.g. {known[0]!r}', 'other people', 'Judge on another fold or cohort.')
+        if split!='valid': refuse_known(self.man, man, 'network')
         y,names = _answers(man, target),self.target.classes
         y = (y.map({c: float(i) for i,c in enumerate(names)}) if names else y).dropna(); m = man.loc[y.index]
         s = self.task.scores(embed(self.model, _dataset(m, source)).to_numpy())

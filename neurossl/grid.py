@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_grid', 'overlaid', 'expand', 'imports', 'module_key', 'code_key', 'cell_key', 'find_cell', 'run_cell',
-           'study_cells', 'study_scans', 'collect']
+           'study_cells', 'study_scans', 'collect', 'together']
 
 # %% ../nbs/41_grid.ipynb #00f7fa59
 import ast, itertools, json, shutil
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .compare import contrasts, estimates, operating_points, pairs_of
+from .compare import SETTING, contrasts, corrected, estimates, operating_points, pairs_of
 from .core import did_you_mean, digest, paths, read_json, write_json
 from .ledger import exact_checks, judge, pretext_checks, published, read_ledger
 from .manifest import cohort_table
@@ -85,7 +85,7 @@ def expand(
     for base in _settings(g):
         for b in below if g.get('each') else []:
             add({**base, **_fill(g['each'], dict(b['params'], out=b['run']))}, [f"{b['grid']}/{b['id']}"])
-        if not g.get('each'): add(base)
+        if not g.get('each'): add(_fill(base, dict(profile=profile)), [f"{b['grid']}/{b['id']}" for b in below])
     if len({c['id'] for c in cells})<len(cells): raise ParameterError(f"grid {g['name']}", 'two cells with one id', 'an id for each cell', 'Name every axis in `id`.')
     return cells
 
@@ -195,3 +195,31 @@ def collect(
                 probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'), **{k: _stack(root, of('slices'), f'{k}.csv') for k in ('times', 'optimism', 'waterfall')},
                 ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'),
                 ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext)])), published=published(), sealed=_sealed(root, profile), seal=read_log())
+
+# %% ../nbs/41_grid.ipynb #6de237cd
+_NAMED = dict(probe=[*SETTING, 'arm', 'metric'], points=[*SETTING, 'arm'], contrasts=['family', *SETTING, 'arm', 'reference'], sealed=['result', 'cohort', 'arm', 'probe', 'n_train', 'metric'])
+
+def _names(t, by): # one text for each row; 250 and 250.0 are the same
+    plain = lambda v: '' if pd.isna(v) else f'{v:g}' if isinstance(v, (int, float)) else str(v)
+    return t[by].map(plain).agg('\t'.join, axis=1)
+
+def _joined(old, new, by):
+    if not len(old) or not len(new): return new if len(new) else old
+    seeds = lambda t: t.get('n_seeds', pd.Series(1, t.index)).set_axis(_names(t, by))
+    had,has = seeds(old),seeds(new); had,has = (s[~s.index.duplicated()] for s in (had, has))
+    stays = [k not in has.index or had[k]>has[k] for k in _names(old, by)]; goes = [k in had.index and had[k]>has[k] for k in _names(new, by)]
+    return pd.concat([old[stays], new[[not g for g in goes]]], ignore_index=True)
+
+def together(
+    old, new, # name -> table, from `collect`, as read from files
+)->dict:      # name -> table
+    "The tables of two sittings of one profile as one"
+    done = lambda t: t['runs'].loc[t['runs'].complete.astype(bool), 'run']
+    out,again = dict(new),set(done(new))
+    for k,t in new.items():
+        was = old.get(k, pd.DataFrame())
+        if k in _NAMED: out[k] = _joined(was, t, _NAMED[k])
+        elif k=='runs': out[k] = pd.concat([was[was.run.isin(set(done(old))-again) & was.run.isin(t.run)], t[~t.run.isin(set(done(old))-again)]]).set_index('run').loc[t.run].reset_index() if len(was) else t
+        elif 'run' in was or 'run' in t: out[k] = pd.concat([x for x in (was[~was.run.isin(again) & was.run.isin(new['runs'].run)] if 'run' in was else was, t) if len(x)] or [t], ignore_index=True)
+    if len(out['contrasts']): out['contrasts'] = corrected(out['contrasts'])
+    return dict(out, ledger=judge(read_ledger(), out['contrasts'], pd.concat([exact_checks(), pretext_checks(out['pretext'])])))

@@ -10,7 +10,6 @@ __all__ = ['grid_of', 'cubes', 'joined', 'draw_masks', 'spread', 'mean_fill', 't
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .augment import item_seed, uniforms

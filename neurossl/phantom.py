@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from .anatomy import CENTRE_MM, CUBE_MM, LANDMARKS, MAPS, NOTICE, template
-from .core import DX, Problem, atomic_write, did_you_mean, in_notebook, log, paths
+from .core import DX, Problem, in_notebook, log, paths
 from .generator import (COHORTS, FOREIGN, P, SWITCHES, SYNTHETIC, CohortSpec, Params, anatomical, cohort_names, cohort_spec, follow_up,
                                 healthy_twin, params_of, rescan, sample_latents)
 from .manifest import check_manifest, empty_manifest, read_manifest, write_manifest

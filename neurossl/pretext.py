@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import Problem, did_you_mean
+from .core import did_you_mean
 from .data import loader
 from .encoders import head as linear
 from .phantom import CENTRE_MM, CUBE_MM, LANDMARKS, P
@@ -98,6 +98,9 @@ class AgeTask(nn.Module):
         "Loss and mean absolute error of a batch"
         x,age = self.look(batch)
         return self.judge(encoder(x), age)
+    def without_learning(self, train, valid): # -> rows (metric, reference, ceiling): the mean age
+        "What the metrics would be without any training"
+        return [('mae_years', (valid.man.age-train.man.age.mean()).abs().mean(), math.nan)]
 
 # %% ../nbs/20_pretext.ipynb #8dd53c54
 def pooled(
@@ -155,6 +158,10 @@ class ReconTask(nn.Module):
         "Loss of a batch"
         x,answer = self.look(batch)
         return self.judge(_maps(encoder, x), answer)
+    def without_learning(self, train, valid): # -> rows (metric, reference, ceiling): the mean training scan
+        "What the metrics would be without any training"
+        mean = mean_image(train)
+        return [('mse', np.mean([float((b['x'][0]-mean).square().mean()) for b in loader(valid, 1, shuffle=False)]), 0.)]
 
 # %% ../nbs/20_pretext.ipynb #1b073abc
 def mean_image(
@@ -222,6 +229,9 @@ class MultiTask(nn.Module):
             out['loss'] = out['loss'] + self.weights[n]*r['loss']
             out |= {f'{n}_{k}': v.detach() for k,v in r.items()}
         return out|notes
+    def without_learning(self, train, valid): # -> rows (metric, reference, ceiling) of each task
+        "What the metrics would be without any training"
+        return [(f'{n}_{k}', *r) for n,t in self.tasks.items() for k,*r in t.without_learning(train, valid)]
 
 # %% ../nbs/20_pretext.ipynb #17de2fd8
 def _age(n_features, train_man, head='l2', **kw):
@@ -285,11 +295,4 @@ def without_learning(
     train, valid, # ScanDatasets
 )->pd.DataFrame:  # metric as in the history, reference (same unit), ceiling (same unit, nan where unknown)
     "What each metric of a task would be on the validation scans without any training"
-    rows = []
-    for name,t in task.tasks.items() if isinstance(task, MultiTask) else [('', task)]:
-        at = f'{name}_' if name else ''
-        if isinstance(t, AgeTask): rows.append((f'{at}mae_years', (valid.man.age-train.man.age.mean()).abs().mean(), math.nan))
-        if isinstance(t, RotationTask): a = audit_rotations(t.kind); rows.append((f'{at}accuracy', 1/a['labels'], a['bayes_ceiling']))
-        if isinstance(t, ReconTask):
-            mean = mean_image(train); rows.append((f'{at}mse', np.mean([float((b['x'][0]-mean).square().mean()) for b in loader(valid, 1, shuffle=False)]), 0.))
-    return pd.DataFrame(rows, columns=['metric', 'reference', 'ceiling'])
+    return pd.DataFrame(task.without_learning(train, valid), columns=['metric', 'reference', 'ceiling'])

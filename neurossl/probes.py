@@ -32,7 +32,7 @@ from .core import Problem, did_you_mean, digest
 from .data import ScanDataset, loader
 from .metrics import auc, operating_point, predictions
 from .phantom import CUBE_MM, latents_of, volumes_ml
-from .splits import LeakError, label_fraction, people_of, refuse_test, subject_folds
+from .splits import label_fraction, people_of, refuse_known, refuse_test, subject_folds
 
 # %% ../nbs/31_probes.ipynb #73a31564
 def embed(
@@ -148,12 +148,7 @@ class FittedProbe:
         **kw,         # run, fold, seed of the table
     ):                # predictions
         "Probability of AD for each scan"
-        p,n = people_of(pd.concat([self.man, man])),len(self.man)
-        known = man.index[p.iloc[n:].isin(set(p.iloc[:n])).to_numpy()]
-        if len(known):
-            raise LeakError('probe', f'{len(known)} scans of people it learned from, e.g. {known[0]!r}', 'other people',
-                            'Judge on another fold or cohort.')
-        m,x,y = _rows(emb, man, 'predict', self.deconfound)
+        m,x,y = _rows(emb, refuse_known(self.man, man, 'probe'), 'predict', self.deconfound)
         s = _squash(_scores(self.pipe, x), self.platt)
         if self.threshold is not None: kw['threshold'] = self.threshold
         return predictions(y, s, m['subject'].to_numpy(), scan_id=m.index.to_numpy(), split=split, **kw)

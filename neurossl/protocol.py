@@ -11,7 +11,7 @@ __all__ = ['CHOICES', 'CORRECTED', 'PUBLISHED', 'PROTOCOLS', 'PAPER', 'POOLED', 
 # %% ../nbs/33_protocol.ipynb #b8b5779e
 import math, time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-from .core import Problem, atomic_write, clock, did_you_mean, digest, in_notebook, log, paths, read_json, sweep, write_json
+from .core import Problem, atomic_write, clock, did_you_mean, digest, file_sha256, in_notebook, log, paths, read_json, sweep, write_json
 
 # %% ../nbs/40_run.ipynb #14930d87
 class ParameterError(Problem): "A run was asked for with a parameter that its template does not have, or a value of another kind"
@@ -132,9 +132,8 @@ class Run:
         return self.path/name
     def finish(self, **metrics):
         "Write metrics.json, then run.json with the sha256 of every artefact"
-        from hashlib import sha256
         write_json(self.path/'metrics.json', metrics)
-        files = {f.name: sha256(f.read_bytes()).hexdigest() for f in sorted(self.path.iterdir()) if f.is_file() and f.name not in ('log.txt', 'run.json')}
+        files = {f.name: file_sha256(f) for f in sorted(self.path.iterdir()) if f.is_file() and f.name not in ('log.txt', 'run.json')}
         wall = round(time.time()-self.t0, 1)
         write_json(self.path/'run.json', dict(run=self.id, template=self.template, params=self.params, metrics=metrics, files=files, wall_s=wall, **provenance()))
         self.log(f'complete in {clock(wall)}')

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 
 import torch
-from torch import nn
 
 from .checkpoint import TrainError
 from .core import did_you_mean

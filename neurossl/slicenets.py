@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .core import Problem, did_you_mean
-from .dynamic import KINDS, POOLS, LearnedPool, as_rgb, pool_volume
+from .dynamic import LearnedPool, as_rgb, pool_volume
 from .encoders import sizing
 from .korolev import Dropout, VoxResNet, VoxVGG
 

@@ -8,9 +8,7 @@ __all__ = ['PUBLISHED', 'CORRECTED', 'VIEWS', 'TRIES', 'ViewRecipe', 'draw_views
 
 # %% ../nbs/09_views.ipynb #7cdeea20
 import math
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from types import SimpleNamespace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -18,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .augment import between, item_seed, uniforms
+from .clahe import jit
 from .core import Problem, did_you_mean
 
 # %% ../nbs/09_views.ipynb #cfc46a24
@@ -239,15 +238,7 @@ def _sums(o, m):
 def _scale(o, m, mu, w):
     for i in range(o.size): o[i] = (o[i]-mu)*w if m[i] else np.float32(0)
 
-@lru_cache(1)
-def _compiled():
-    "The loops above, compiled; numba keeps them on the disk where it may write"
-    import numba
-    def jit(f):
-        o = dict(nogil=True, fastmath={'reassoc', 'contract', 'nsz', 'nnan'})
-        try: return numba.njit(cache=True, **o)(f)
-        except RuntimeError: return numba.njit(**o)(f)
-    return SimpleNamespace(resample=jit(_resample), sums=jit(_sums), scale=jit(_scale))
+_LOOSE = ('reassoc', 'contract', 'nsz', 'nnan') # sums in another order; there is no infinity to be careful about
 
 def _numba_view(v, mask, p, recipe): # as bend(*warp(...))
     if v.device.type!='cpu': raise Problem('views, engine', 'numba on a GPU', 'scans on the CPU', "Use engine='torch'.")
@@ -258,13 +249,13 @@ def _numba_view(v, mask, p, recipe): # as bend(*warp(...))
     sit = lambda t, m, n: ((t+.5)*(m/n)-.5).clamp_(0, m-1)
     sy,sx,sz = sit(r, h, H),sit(q, w, W),sit(torch.arange(D, dtype=torch.float32), d, D); iy,ix,iz = sy.long(),sx.long(),sz.long(); near = lambda n, m: _nearest(n, m, recipe.mask, 'cpu')
     flat = lambda t: (t if t.is_floating_point() else t.int()).flatten().numpy(); at = lambda a, b: flat((y+a)*st[1]+(x+b)*st[2]+z*st[0])
-    out,inside = np.empty((D,H,W), np.float32),np.empty((D,H,W), np.bool_); run = _compiled()
-    lo,hi = run.resample(v.view(-1).numpy(), at(iy, ix), flat((ix+1<w)*st[2]), flat((iy+1<h)*st[1]), flat(sx-ix), flat(sy-iy), at(near(H, h)[r.round().long()], near(W, w)[q.round().long()]),
+    out,inside = np.empty((D,H,W), np.float32),np.empty((D,H,W), np.bool_)
+    lo,hi = jit(_resample, _LOOSE)(v.view(-1).numpy(), at(iy, ix), flat((ix+1<w)*st[2]), flat((iy+1<h)*st[1]), flat(sx-ix), flat(sy-iy), at(near(H, h)[r.round().long()], near(W, w)[q.round().long()]),
                          iz.numpy(), (iz+1).clamp_(max=d-1).numpy(), flat(sz-iz), near(D, d).numpy(), st[0], np.empty((2,H,W), np.float32), out, inside, mask.view(-1).numpy())
     y,sums,o,m = torch.from_numpy(out),np.zeros(3),out.reshape(-1),inside.reshape(-1)
     for k in range(0, D, 4):                                        # torch raises many voxels to a power at a time
         if p['gamma']!=1: _power(y[k:k+4], lo, hi, p['gamma'], 4)
-        sums += run.sums(o[k*H*W:(k+4)*H*W], m[k*H*W:(k+4)*H*W])
+        sums += jit(_sums, _LOOSE)(o[k*H*W:(k+4)*H*W], m[k*H*W:(k+4)*H*W])
     mu,q = sums[:2]/max(sums[2], 1)
-    run.scale(o, m, np.float32(mu), np.float32(1/math.sqrt(max(q-mu*mu, 0)+1e-12)))
+    jit(_scale, _LOOSE)(o, m, np.float32(mu), np.float32(1/math.sqrt(max(q-mu*mu, 0)+1e-12)))
     return zyx(y).contiguous()
