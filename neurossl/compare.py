@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTING', 'OWN', 'arm_features', 'judge_arm', 'judge_scratch', 'widened', 'estimates', 'operating_points', 'pairs_of',
-           'corrected', 'contrasts']
+           'contrasts']
 
 # %% ../nbs/35_compare.ipynb #4ba03b4c
 from itertools import product
@@ -119,9 +119,6 @@ def pairs_of(
     "The comparisons that a grid asks for"
     return [(f, *p) for f,v in (families or {}).items() for p in ([(a, v['reference']) for a in v['arms']] if isinstance(v, dict) else v)]
 
-def corrected(table): # contrasts with p -> the same with p_holm, corrected within each family
-    return table.assign(p_holm=table.groupby('family').p.transform(lambda p: holm(p.to_numpy())))
-
 def contrasts(
     pred,   # predictions of several arms
     pairs,  # of `pairs_of`
@@ -141,4 +138,5 @@ def contrasts(
             if both: rows.append(dict(family=f, **dict(zip(SETTING, k)), arm=a, reference=b, metric='auc difference',
                                       **widened(paired_ci(x, y, 'auc', n=n), _by_seed(x)-_by_seed(y))))
     t = pd.DataFrame(rows)
-    return corrected(t.assign(p=2*norm.sf(abs(t.value)/t.se))) if len(t) else t
+    if len(t): t['p'] = 2*norm.sf(abs(t.value)/t.se)
+    return t.assign(p_holm=t.groupby('family').p.transform(lambda p: holm(p.to_numpy()))) if len(t) else t

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_grid', 'overlaid', 'expand', 'imports', 'module_key', 'code_key', 'cell_key', 'find_cell', 'run_cell',
-           'study_cells', 'study_scans', 'collect', 'together']
+           'study_cells', 'home', 'study_scans', 'collect']
 
 # %% ../nbs/41_grid.ipynb #00f7fa59
 import ast, itertools, json, shutil
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .compare import SETTING, contrasts, corrected, estimates, operating_points, pairs_of
+from .compare import contrasts, estimates, operating_points, pairs_of
 from .core import did_you_mean, digest, paths, read_json, write_json
+from .kept import place, thaw
 from .ledger import exact_checks, judge, pretext_checks, published, read_ledger
 from .manifest import cohort_table
 from .run import ParameterError, profiles, resolve, run_notebook
@@ -84,13 +85,13 @@ def expand(
                           notebook=f"results/{g['name']}-{profile}/{cid}.ipynb", seconds=(g.get('seconds') or {}).get(profile, 60)))
     for base in _settings(g):
         for b in below if g.get('each') else []:
-            add({**base, **_fill(g['each'], dict(b['params'], out=b['run']))}, [f"{b['grid']}/{b['id']}"])
+            add({**base, **_fill(g['each'], {**base, **b['params'], 'out': b['run']})}, [f"{b['grid']}/{b['id']}"])
         if not g.get('each'): add(_fill(base, dict(profile=profile)), [f"{b['grid']}/{b['id']}" for b in below])
     if len({c['id'] for c in cells})<len(cells): raise ParameterError(f"grid {g['name']}", 'two cells with one id', 'an id for each cell', 'Name every axis in `id`.')
     return cells
 
 # %% ../nbs/41_grid.ipynb #9c5a16a2
-_silent = {'run', 'grid', 'report', 'pages', 'site', 'study', 'ledger', 'seal'} # rooms that show numbers but make none
+_silent = {'run', 'kept', 'grid', 'report', 'pages', 'site', 'study', 'ledger', 'seal'} # rooms that show numbers but make none
 
 def _tree(source):
     "The syntax tree of a module as text, without docstrings and comments"
@@ -153,9 +154,12 @@ def study_cells(profile): # the cells of every grid, in the order of their needs
     names = sorted(p.stem for p in (paths().nbs/'experiments'/'grids').glob('*.yaml'))
     return sorted((c for n in names for c in expand(n, profile)), key=lambda c: (bool(c['needs']), c['grid']))
 
+def home(cell, root): # the folder of a cell's run, here or kept
+    return place(cell, root, resolve(cell['template'], cell['params']))
+
 def _stack(root, cells, name):
     "One table from the same file of several complete runs"
-    part = [pd.read_csv(root/c['run']/name).assign(run=f"{c['grid']}/{c['id']}") for c in cells if (root/c['run']/name).exists()]
+    part = [pd.read_csv(f).assign(run=f"{c['grid']}/{c['id']}") for c in cells if (f := home(c, root)/name).exists()]
     return pd.concat(part, ignore_index=True) if part else pd.DataFrame()
 
 def study_scans(
@@ -171,22 +175,23 @@ def _runs(root, cells):
     "What is known about each run"
     rows = []
     for c in cells:
-        f = root/c['run']/'run.json'; r = read_json(f) if f.exists() else {}
+        f = home(c, root)/'run.json'; r = read_json(f) if f.exists() else {}
         rows.append(dict(run=f"{c['grid']}/{c['id']}", grid=c['grid'], template=c['template'], complete=f.exists(), notebook=c['notebook'], git=r.get('git', ''),
                          dirty=r.get('dirty', ''), wall_s=r.get('wall_s', ''), params=json.dumps(c['params'], sort_keys=True)))
     return pd.DataFrame(rows)
 
 def _sealed(root, profile):
     "Released results on the sealed cohort"
-    part = [pd.read_csv(f.parent/'results.csv') for f in sorted((root/'runs'/profile/'sealed').glob('*/run.json'))]
+    found = {f.parent.name: f.parent for at in ('results/kept', 'runs') for f in sorted((root/at/profile/'sealed').glob('*/run.json'))} # of this machine, where it has one
+    part = [pd.read_csv(f/'results.csv') for f in found.values()]
     return pd.concat(part, ignore_index=True) if part else pd.DataFrame()
 
 def collect(
     profile='default', # of profiles.yaml
     root=None,         # of the study
 )->dict:               # name -> table
-    "Tables of all complete runs of a profile"
-    root = Path(root or paths().root); cells = study_cells(profile); runs = _runs(root, cells)
+    "Tables of all complete runs of a profile, of this machine and kept"
+    root = Path(root or paths().root); thaw(profile, root); cells = study_cells(profile); runs = _runs(root, cells)
     done = [c for c,ok in zip(cells, runs.complete) if ok]; of = lambda t: [c for c in done if c['template']==t]
     n,pred = profiles()[profile]['study']['bootstrap'],_stack(root, of('probe')+of('finetune')+of('slices'), 'predictions.csv')
     pairs = [p for g in dict.fromkeys(c['grid'] for c in cells) for p in pairs_of(load_grid(g).get('contrasts'))]
@@ -195,31 +200,3 @@ def collect(
                 probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'), **{k: _stack(root, of('slices'), f'{k}.csv') for k in ('times', 'optimism', 'waterfall')},
                 ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'),
                 ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext)])), published=published(), sealed=_sealed(root, profile), seal=read_log())
-
-# %% ../nbs/41_grid.ipynb #6de237cd
-_NAMED = dict(probe=[*SETTING, 'arm', 'metric'], points=[*SETTING, 'arm'], contrasts=['family', *SETTING, 'arm', 'reference'], sealed=['result', 'cohort', 'arm', 'probe', 'n_train', 'metric'])
-
-def _names(t, by): # one text for each row; 250 and 250.0 are the same
-    plain = lambda v: '' if pd.isna(v) else f'{v:g}' if isinstance(v, (int, float)) else str(v)
-    return t[by].map(plain).agg('\t'.join, axis=1)
-
-def _joined(old, new, by):
-    if not len(old) or not len(new): return new if len(new) else old
-    seeds = lambda t: t.get('n_seeds', pd.Series(1, t.index)).set_axis(_names(t, by))
-    had,has = seeds(old),seeds(new); had,has = (s[~s.index.duplicated()] for s in (had, has))
-    stays = [k not in has.index or had[k]>has[k] for k in _names(old, by)]; goes = [k in had.index and had[k]>has[k] for k in _names(new, by)]
-    return pd.concat([old[stays], new[[not g for g in goes]]], ignore_index=True)
-
-def together(
-    old, new, # name -> table, from `collect`, as read from files
-)->dict:      # name -> table
-    "The tables of two sittings of one profile as one"
-    done = lambda t: t['runs'].loc[t['runs'].complete.astype(bool), 'run']
-    out,again = dict(new),set(done(new))
-    for k,t in new.items():
-        was = old.get(k, pd.DataFrame())
-        if k in _NAMED: out[k] = _joined(was, t, _NAMED[k])
-        elif k=='runs': out[k] = pd.concat([was[was.run.isin(set(done(old))-again) & was.run.isin(t.run)], t[~t.run.isin(set(done(old))-again)]]).set_index('run').loc[t.run].reset_index() if len(was) else t
-        elif 'run' in was or 'run' in t: out[k] = pd.concat([x for x in (was[~was.run.isin(again) & was.run.isin(new['runs'].run)] if 'run' in was else was, t) if len(x)] or [t], ignore_index=True)
-    if len(out['contrasts']): out['contrasts'] = corrected(out['contrasts'])
-    return dict(out, ledger=judge(read_ledger(), out['contrasts'], pd.concat([exact_checks(), pretext_checks(out['pretext'])])))

@@ -98,7 +98,7 @@ class AgeTask(nn.Module):
         "Loss and mean absolute error of a batch"
         x,age = self.look(batch)
         return self.judge(encoder(x), age)
-    def without_learning(self, train, valid): # -> rows (metric, reference, ceiling): the mean age
+    def without_learning(self, train, valid, batch=16): # -> rows (metric, reference, ceiling): the mean age
         "What the metrics would be without any training"
         return [('mae_years', (valid.man.age-train.man.age.mean()).abs().mean(), math.nan)]
 
@@ -158,7 +158,7 @@ class ReconTask(nn.Module):
         "Loss of a batch"
         x,answer = self.look(batch)
         return self.judge(_maps(encoder, x), answer)
-    def without_learning(self, train, valid): # -> rows (metric, reference, ceiling): the mean training scan
+    def without_learning(self, train, valid, batch=16): # -> rows (metric, reference, ceiling): the mean training scan
         "What the metrics would be without any training"
         mean = mean_image(train)
         return [('mse', np.mean([float((b['x'][0]-mean).square().mean()) for b in loader(valid, 1, shuffle=False)]), 0.)]
@@ -229,9 +229,9 @@ class MultiTask(nn.Module):
             out['loss'] = out['loss'] + self.weights[n]*r['loss']
             out |= {f'{n}_{k}': v.detach() for k,v in r.items()}
         return out|notes
-    def without_learning(self, train, valid): # -> rows (metric, reference, ceiling) of each task
+    def without_learning(self, train, valid, batch=16): # -> rows (metric, reference, ceiling) of each task
         "What the metrics would be without any training"
-        return [(f'{n}_{k}', *r) for n,t in self.tasks.items() for k,*r in t.without_learning(train, valid)]
+        return [(f'{n}_{k}', *r) for n,t in self.tasks.items() for k,*r in t.without_learning(train, valid, batch)]
 
 # %% ../nbs/20_pretext.ipynb #17de2fd8
 def _age(n_features, train_man, head='l2', **kw):
@@ -293,6 +293,7 @@ def crop_share(
 def without_learning(
     task,         # of `build_task`
     train, valid, # ScanDatasets
+    batch=16,     # scans judged at a time: a contrastive task guesses among them
 )->pd.DataFrame:  # metric as in the history, reference (same unit), ceiling (same unit, nan where unknown)
     "What each metric of a task would be on the validation scans without any training"
-    return pd.DataFrame(task.without_learning(train, valid), columns=['metric', 'reference', 'ceiling'])
+    return pd.DataFrame(task.without_learning(train, valid, batch), columns=['metric', 'reference', 'ceiling'])

@@ -60,7 +60,7 @@ def test_published_key_names():
 
 def test_layer_order_is_conv_norm_pool_relu():
     names = [type(m).__name__ for m in SFCN().feature_extractor.conv_2]
-    assert names==['Conv3d', 'BatchNorm3d', 'MaxPool3d', 'ReLU']
+    assert names==['Conv3d', 'BatchNorm3d', 'MaxPool', 'ReLU']
     assert [type(m).__name__ for m in SFCN().feature_extractor.conv_5]==['Conv3d', 'BatchNorm3d', 'ReLU']
 
 
@@ -415,3 +415,13 @@ def test_equal_compute():
     w,g = equal_compute(lambda w: resnet3d(stem_stride=2, width=w), (40, 56, 72), (48,48,48), goal)
     assert w==56 and abs(g/goal-1)<.15
     with pytest.raises(Problem, match='Offer other widths'): equal_compute(lambda w: vit3d(48, 8, w), [48], (48,48,48), goal)
+
+
+def test_pooling_stays_in_the_precision_of_its_input():
+    from neurossl.nets import MaxPool
+    x = torch.randn(2, 3, 7, 6, 5)
+    for ceil in (False, True):
+        assert torch.equal(MaxPool(2, ceil_mode=ceil)(x), nn.MaxPool3d(2, ceil_mode=ceil)(x))
+        with torch.autocast('cpu', torch.bfloat16):
+            assert MaxPool(2, ceil_mode=ceil)(x.bfloat16()).dtype==torch.bfloat16 and nn.MaxPool3d(2)(x.bfloat16()).dtype==torch.float32, 'if torch no longer widens, MaxPool may go'
+    assert sum(isinstance(m, MaxPool) for m in SFCN().modules())==5 and sum(isinstance(m, MaxPool) for m in resnet3d().modules())==1

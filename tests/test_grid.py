@@ -90,4 +90,12 @@ def test_kept_tables_have_a_record_of_each_run():
     for home in (paths().nbs/'report'/'results').glob('*/'):
         runs = pd.read_csv(home/'runs.csv'); records = [json.loads(l) for l in (home/'runs.jsonl').read_text().splitlines()]
         assert runs.complete.sum()==len(records) and home.name in profiles() and all(r['files'] and r['git'] for r in records)
-        assert sum(f.stat().st_size for f in home.iterdir())<3e6, 'kept results are small'
+        assert sum(f.stat().st_size for f in home.rglob('*') if f.is_file())<3e6, 'kept results are small'
+        from neurossl.kept import read_kept
+        packs = {f'runs/{home.name}/{f.name[:-8]}/{i}': p for f in (home/'runs').glob('*.json.xz') for i,p in read_kept(f).items()}
+        assert {f"runs/{r['run']}" for r in records}<=set(packs), 'and the light part of each'
+
+def test_a_grid_without_each_waits_for_all_that_it_needs():
+    g = {k: v for k,v in load_grid('s1-imbalance').items() if k not in ('each', 'profiles')}; g = dict(g, id='both', base=dict(g['base'], pretrain='runs/{profile}/s1-pretext/age-s0;runs/{profile}/s1-pretext/age-s1'))
+    c, = expand(g, 'full')
+    assert c['needs']==['s1-pretext/age-s0', 's1-pretext/age-s1', 's1-pretext/age-s2'] and c['params']['pretrain'].startswith('runs/full/s1-pretext/age-s0;runs/full/')

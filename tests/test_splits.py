@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from neurossl.core import Problem
 from neurossl.manifest import empty_manifest
-from neurossl.splits import LEAKS, LeakError, check_disjoint, contamination, label_fraction, leaky_split, people_of, refuse_test, split_subjects, subject_folds
+from neurossl.splits import LEAKS, LeakError, check_disjoint, contamination, label_fraction, leaky_split, people_of, refuse_known, refuse_test, split_subjects, subject_folds
 
 
 def manifest(seed):
@@ -121,3 +121,10 @@ def test_contamination_equals_brute_force():
     want = {(t, p) for t in b.index[:60] for p in a.index if a.sha256[p]==b.sha256[t] or a.subject[p]==b.subject[t] or abs(P[t]-P[p]).max()<=1}
     assert {x for x in got if x[0] in set(b.index[:60])}==want and want
     assert not len(contamination(a.assign(sha256='', fingerprint=''), b.iloc[3:].assign(fingerprint='')))
+
+
+def test_a_person_who_was_learned_from_is_not_judged():
+    man = manifest(3)
+    who = people_of(man); one = who.iloc[0]; learned,judged = man[who==one],man[who!=one]
+    assert refuse_known(learned, judged, 'probe') is judged
+    with pytest.raises(LeakError, match='people it learned from'): refuse_known(learned, man, 'probe')
