@@ -28,7 +28,7 @@ smoke: ## the same at the smallest size, to see that everything works (about 2 m
 grid: $(OK) ## one experiment and what it stands on: make grid GRID=s1-pretext PROFILE=smoke
 	@$(RUN) neurossl.study grid $(PROFILE) '$(GRID)' $(J)
 
-keep: $(OK) ## keep a profile's tables and run records in nbs/report/results (for a release)
+keep: $(OK) ## keep a profile's tables and the light part of its runs in nbs/report/results; sittings add up
 	@$(RUN) neurossl.study keep $(PROFILE)
 
 sealed: $(OK) ## judge the finished encoders on the sealed cohort, and log it: make sealed WHO=... RESULT=...
