@@ -198,5 +198,5 @@ def collect(
     pretext,diff = _stack(root, of('pretrain'), 'summary.csv'),contrasts(pred, pairs, n)
     return dict(cohort=cohort_table(study_scans(profile)).reset_index(), runs=runs, history=_stack(root, of('pretrain'), 'history.csv'), pretext=pretext,
                 probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'), **{k: _stack(root, of('slices'), f'{k}.csv') for k in ('times', 'optimism', 'waterfall')},
-                ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'),
+                ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'), leaks=_stack(root, of('leaklab'), 'leaks.csv'), explain=_stack(root, of('explain'), 'explain.csv'),
                 ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext)])), published=published(), sealed=_sealed(root, profile), seal=read_log())

@@ -6,7 +6,7 @@
 __all__ = ['LEAKAGE', 'Lab', 'AUGMENT', 'MEMORY', 'LINE', 'FITTED', 'one_label', 'lab_scans', 'relabel', 'leak_lab', 'leak_arms',
            'possible', 'inflation', 'null_inflation', 'leak_table', 'show_leaks', 'contamination_report']
 
-# %% ../nbs/36_leaklab.ipynb #acd0f4d8
+# %% ../nbs/36_leaklab.ipynb #472e2366
 from collections import namedtuple
 
 import matplotlib.pyplot as plt
@@ -24,19 +24,19 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from .augment import Augment, masked_zscore
-from .core import Problem, did_you_mean
+from .core import Problem, did_you_mean, digest
 from .metrics import auc, evaluator, predictions
 from .phantom import EMBEDDED, anatomical, embedded_cohort, phantom_cohort
 from .splits import contamination, leaky_split, people_of, refuse_test, subject_folds
 from .stats import ci, paired_ci
 
-# %% ../nbs/36_leaklab.ipynb #86b9e2b7
+# %% ../nbs/36_leaklab.ipynb #1fe3eb8e
 LEAKAGE = dict( # leak -> what is done wrong
     slice='slices of one scan on both sides', scan='scans of one subject on both sides', visit='first visits learned from, later ones judged',
     late='augmented copies of one scan on both sides', selection='voxels selected on all subjects', choice='best of many settings on the test fold',
     **{'pretrain': 'components of all scans', 'pretrain-age': 'features from ages of all scans', 'pretrain-dx': 'features from diagnoses of all scans'})
 
-# %% ../nbs/36_leaklab.ipynb #e2c883a2
+# %% ../nbs/36_leaklab.ipynb #633c276d
 def one_label(
     man, # manifest
 )->pd.DataFrame: # rows of the people with CN or AD at their first scan, with that diagnosis throughout
@@ -61,7 +61,7 @@ def lab_scans(
     for c in ('sha256', 'fingerprint'): man.loc[same, c] = table.loc[same, c] # the same row as everywhere else, so the same cache entry
     return one_label(man)
 
-# %% ../nbs/36_leaklab.ipynb #ebb009c0
+# %% ../nbs/36_leaklab.ipynb #0b4221fd
 def relabel(
     man,    # manifest with one diagnosis a subject
     seed=0, # another seed, other labels
@@ -71,7 +71,7 @@ def relabel(
     if (dx['nunique']>1).any(): raise Problem('relabel', f"{(dx['nunique']>1).sum()} people with several diagnoses", 'one a person', 'Use one_label(man).')
     return man.assign(dx=who.map(pd.Series(np.random.default_rng([seed, 36]).permutation(dx['first'].to_numpy()), dx.index)))
 
-# %% ../nbs/36_leaklab.ipynb #1d6a5f74
+# %% ../nbs/36_leaklab.ipynb #17734b51
 Lab = namedtuple('Lab', 'man first voxels fine slices copies') # manifest; first scans (N,) bool; features of all N scans, and of the P first ones
 
 AUGMENT = Augment(rotate=.17, gamma=(.8, 1.25), shift=.05, noise=.05) # as in training: a twentieth of a turn, contrast, offset, noise
@@ -99,7 +99,7 @@ def leak_lab(
     out = {k: np.concatenate(v) for k,v in out.items()}
     return Lab(man, first, **{k: v[...,(v!=0).reshape(-1, v.shape[-1]).any(0)] for k,v in out.items()}) # without blocks that are empty in all
 
-# %% ../nbs/36_leaklab.ipynb #ed69d8ba
+# %% ../nbs/36_leaklab.ipynb #6e9844c2
 MEMORY = make_pipeline(StandardScaler(), SVC(C=10.))                               # remembers what it saw
 LINE = make_pipeline(StandardScaler(), LogisticRegression(solver='newton-cholesky'))
 
@@ -132,7 +132,7 @@ def _dealing(lab, leak, folds, seed):
         out.append([_judged(MEMORY, x, rows, a, b, run=r, fold=f, seed=seed) for r,(a,b) in zip(('clean', 'leaky'), arms)])
     return _both(out)
 
-# %% ../nbs/36_leaklab.ipynb #ac706a84
+# %% ../nbs/36_leaklab.ipynb #45532f10
 FITTED = { # leak -> what is fitted, on which column; '' for none
     'selection': (make_pipeline(VarianceThreshold(1e-9), StandardScaler(), SelectKBest(f_classif, k=100)), 'dx'),
     'pretrain': (make_pipeline(StandardScaler(), PCA(.9, svd_solver='full')), ''), # 90 % of the variance
@@ -152,22 +152,27 @@ def _fitting(lab, leak, folds, seed):
         out.append([arm('clean', of!=f), arm('leaky', of>=0)])
     return _both(out)
 
-# %% ../nbs/36_leaklab.ipynb #7f8e09f8
+# %% ../nbs/36_leaklab.ipynb #214289c3
+def _ridges(x, y, pick, penalty):
+    "Least-squares classifiers on sets of features, all at once: a function of rows (M,D) -> (K,M) scores"
+    z = x[:,pick].transpose(1, 0, 2); mid,sd = z.mean(1, keepdims=True),z.std(1, keepdims=True)+1e-6; z = (z-mid)/sd # (K,N,P)
+    w = np.linalg.solve(z.transpose(0, 2, 1)@z+(len(x)*penalty)[:,None,None]*np.eye(pick.shape[1]), z.transpose(0, 2, 1)@(y-y.mean())[:,None])
+    return lambda v: ((v[:,pick].transpose(1, 0, 2)-mid)/sd@w)[...,0]
+
 def _choosing(lab, folds, seed, looks):
     "Clean and leaky predictions where one of many settings is reported"
-    one,x,out = lab.man[lab.first],lab.voxels[lab.first],[]; y = one['dx'].eq('AD').to_numpy(int)
-    g = np.random.default_rng([seed, 36]); tries = [(g.choice(x.shape[1], min(30, x.shape[1]), replace=False), c) for c in g.choice([.01, .1, 1., 10.], looks)]
+    one,x,out = lab.man[lab.first],lab.voxels[lab.first].astype(float),[]; y = one['dx'].eq('AD').to_numpy(int); g = np.random.default_rng([seed, 36])
+    pick,penalty = np.stack([g.choice(x.shape[1], min(30, x.shape[1]), replace=False) for _ in range(looks)]),g.choice([.01, .1, 1., 10.], looks)
     fold = subject_folds(one, folds, seed).to_numpy()
     for f in range(folds):
         rest,test = np.flatnonzero(fold!=f),np.flatnonzero(fold==f); held = subject_folds(one.iloc[rest], 4, seed).to_numpy()==0
-        fits = [clone(LINE).set_params(logisticregression__C=c).fit(x[rest[~held]][:,j], y[rest[~held]]) for j,c in tries]
-        says = lambda rows: np.stack([m.decision_function(x[rows][:,j]) for m,(j,_) in zip(fits, tries)])
-        inner,outer = says(rest[held]),says(test); best = lambda rows, s: int(np.argmax([auc(y[rows], v) for v in s]))
-        r = one.iloc[test]; out.append([predictions(y[test], outer[i], r['subject'].to_numpy(), scan_id=r.index.to_numpy(), run=run, fold=f, seed=seed)
-                                        for run,i in (('clean', best(rest[held], inner)), ('leaky', best(test, outer)))])
+        says = _ridges(x[rest[~held]], y[rest[~held]], pick, penalty); inner,outer = says(x[rest[held]]),says(x[test])
+        best = lambda rows, s: int(np.argmax([auc(y[rows], v) for v in s])); r = one.iloc[test]
+        out.append([predictions(y[test], outer[i], r['subject'].to_numpy(), scan_id=r.index.to_numpy(), run=run, fold=f, seed=seed)
+                    for run,i in (('clean', best(rest[held], inner)), ('leaky', best(test, outer)))])
     return _both(out)
 
-# %% ../nbs/36_leaklab.ipynb #a531aff5
+# %% ../nbs/36_leaklab.ipynb #aaa01519
 def leak_arms(
     lab,       # of `leak_lab`
     leak,      # a key of LEAKAGE
@@ -181,7 +186,7 @@ def leak_arms(
 
 def possible(lab): "The leaks that these scans allow"; return [k for k in LEAKAGE if k not in ('scan', 'visit') or people_of(lab.man).duplicated().any()]
 
-# %% ../nbs/36_leaklab.ipynb #e4692ac3
+# %% ../nbs/36_leaklab.ipynb #f3859ebd
 def inflation(
     clean, leaky, # predictions of `leak_arms`; several seeds may be joined
     n=2000,       # resamples of subjects
@@ -204,7 +209,7 @@ def null_inflation(
     a = np.array([[evaluator(p, 'auc')[0]()[0] for p in pair] for pair in pairs]); (v,lo,hi),(c,c_lo,c_hi) = _mean_ci(a[:,1]-a[:,0]),_mean_ci(a[:,0])
     one = pairs[0][0]; return dict(value=v, lo=lo, hi=hi, clean=c, leaky=float(a[:,1].mean()), clean_lo=c_lo, clean_hi=c_hi, n_subjects=one.subject.nunique(), n_scans=one.scan_id.nunique())
 
-# %% ../nbs/36_leaklab.ipynb #7b1f3abd
+# %% ../nbs/36_leaklab.ipynb #9947cc27
 def leak_table(
     lab,             # of `leak_lab`
     leaks=(),        # keys of LEAKAGE; () for all that the scans allow
@@ -221,26 +226,26 @@ def leak_table(
     for leak in leaks or possible(lab):
         r = inflation(*_both([leak_arms(lab, leak, folds, 1000*seed+r, looks) for r in range(repeats)]), n, seed); rows.append(dict(leak=leak, labels='real', **r, seed=seed))
         if relabellings:
-            draws = (1000*seed+r for r in range(relabellings)); pairs = [leak_arms(lab._replace(man=relabel(lab.man, r)), leak, folds, r, looks) for r in draws]
+            draws = [int(digest([seed, leak, r], 7), 16) for r in range(relabellings)]; pairs = [leak_arms(lab._replace(man=relabel(lab.man, d)), leak, folds, d, looks) for d in draws]
             rows.append(dict(leak=leak, labels='random', **null_inflation(pairs), seed=seed))
         if say: say(f"{leak}: AUC {r['clean']:.3f} becomes {r['leaky']:.3f}"+(f" (random labels {rows[-1]['clean']:.3f} becomes {rows[-1]['leaky']:.3f})" if relabellings else ''))
     return pd.DataFrame(rows)
 
-# %% ../nbs/36_leaklab.ipynb #82753014
+# %% ../nbs/36_leaklab.ipynb #83395874
 def show_leaks(
     table, # of `leak_table`
 ):         # the figure
     "Inflation of each leak: real labels filled, random labels hollow"
-    names = list(dict.fromkeys(table['leak'])); fig,ax = plt.subplots(figsize=(6.2, .8+.36*len(names)), layout='constrained')
-    for labels,colour,up,face in (('real', '#0072b2', -.14, '#0072b2'), ('random', '#d55e00', .14, 'w')):
+    names = list(dict.fromkeys(table['leak'])); fig,ax = plt.subplots(figsize=(5.8, .7+.26*len(names)), layout='constrained')
+    for labels,colour,up,face in (('real', '#0072b2', -.15, '#0072b2'), ('random', '#d55e00', .15, 'w')):
         t = table[table['labels'].eq(labels)]; i = np.array([names.index(k) for k in t['leak']])+up
-        if len(t): ax.hlines(i, t['lo'], t['hi'], color=colour, lw=1.6); ax.plot(t['value'], i, 'o', color=colour, mfc=face, ms=5, label=f'{labels} labels')
-    ax.axvline(0, color='.5', ls='--', lw=.8); ax.set_yticks(range(len(names)), [LEAKAGE.get(k, k) for k in names], fontsize=8); ax.invert_yaxis()
-    ax.set_xlabel('AUC with the leak minus AUC of the clean twin', fontsize=8); ax.tick_params(labelsize=8); ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, loc='lower right'); plt.close(fig)
+        if len(t): ax.hlines(i, t['lo'], t['hi'], color=colour, lw=1.5); ax.plot(t['value'], i, 'o', color=colour, mfc=face, ms=4.5, label=f'{labels} labels')
+    ax.axvline(0, color='.5', ls='--', lw=.8); ax.set_yticks(range(len(names)), [LEAKAGE.get(k, k) for k in names], fontsize=7.5); ax.invert_yaxis()
+    ax.set_xlabel('AUC with the leak minus AUC of the clean twin', fontsize=8); ax.tick_params(labelsize=7.5); ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, fontsize=7.5, ncol=2, loc='lower right', bbox_to_anchor=(1, 1)); plt.close(fig)
     return fig
 
-# %% ../nbs/36_leaklab.ipynb #caeb25e7
+# %% ../nbs/36_leaklab.ipynb #0e428a5f
 def contamination_report(
     pretrain, # manifest that an encoder learned from
     test,     # manifest that it is judged on
