@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .compare import contrasts, estimates, operating_points, pairs_of
+from .compare import SETTING, contrasts, estimates, operating_points, pairs_of
 from .core import did_you_mean, digest, paths, read_json, write_json
 from .kept import place, thaw
 from .ledger import exact_checks, judge, pretext_checks, published, read_ledger
@@ -171,6 +171,9 @@ def study_scans(
     p = profiles()[profile]['study']; man = subset(embedded_cohort(), split='development')
     return pd.concat([subset(man, cohort=c).iloc[:p[n]] for c,n in (('population', 'population'), ('clinical_a', 'clinical'), ('clinical_b', 'clinical'))])
 
+def _once(pred): # two grids may probe the same encoder in the same setting
+    return pred.drop_duplicates([c for c in (*SETTING, 'arm', 'seed', 'fold', 'scan_id') if c in pred]) if len(pred) else pred
+
 def _runs(root, cells):
     "What is known about each run"
     rows = []
@@ -195,7 +198,7 @@ def collect(
     done = [c for c,ok in zip(cells, runs.complete) if ok]; of = lambda t: [c for c in done if c['template']==t]
     n,pred = profiles()[profile]['study']['bootstrap'],_stack(root, of('probe')+of('finetune')+of('slices'), 'predictions.csv')
     pairs = [p for g in dict.fromkeys(c['grid'] for c in cells) for p in pairs_of(load_grid(g).get('contrasts'))]
-    pretext,diff = _stack(root, of('pretrain'), 'summary.csv'),contrasts(pred, pairs, n)
+    pred = _once(pred); pretext,diff = _stack(root, of('pretrain'), 'summary.csv'),contrasts(pred, pairs, n)
     return dict(cohort=cohort_table(study_scans(profile)).reset_index(), runs=runs, history=_stack(root, of('pretrain'), 'history.csv'), pretext=pretext,
                 probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'), **{k: _stack(root, of('slices'), f'{k}.csv') for k in ('times', 'optimism', 'waterfall')},
                 ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'), leaks=_stack(root, of('leaklab'), 'leaks.csv'), explain=_stack(root, of('explain'), 'explain.csv'),

@@ -97,6 +97,7 @@ def _step(net, ds, idx, cfg, epoch, augment):
     (rank,size),dev,seen,total = world(),_where(net),[],{}
     for part in range(cfg.accumulate):
         b = on_device(ds.batch(share(idx, rank, size, part, cfg.accumulate)), dev)
+        if dev.type=='cpu' and b['x'].numel()<=2**21: keep_memory()
         if augment is not None: b = augment(b, cfg.seed, epoch)
         with net.no_sync() if size>1 and part<cfg.accumulate-1 else nullcontext():
             with torch.autocast(dev.type, torch.bfloat16, enabled=cfg.precision=='bf16'): out = net(_look(ds, b, dev, cfg.seed, epoch))
@@ -233,7 +234,6 @@ def fit(
     run,first = Path(run),world()[0]==0; _check_data(train, valid, cfg)
     if first: sweep(run)
     dev = device(cfg.device)
-    if dev.type=='cpu' and cfg.batch*train[0]['x'].numel()<=2**21: keep_memory()
     for m in (encoder, task): _place(m, dev)
     opt = optimiser([encoder, task], cfg)
     parts,identity = dict(encoder=encoder, task=task, adam=_AdamState(opt)),_identity(encoder, task, train, valid, cfg, augment)

@@ -73,3 +73,7 @@ def test_a_changed_file_is_thawed_again(house):
     assert (home/'full'/'g'/'a'/'run.json').exists()
     probe_run(house/'y', 1); write_kept(dst/'g.json.xz', dict(b=packed(house/'y'))); thaw('full')
     assert not (home/'full'/'g'/'a').exists() and (home/'full'/'g'/'b'/'predictions.csv').exists()
+
+def test_the_same_probe_in_two_grids_counts_once(tmp_path):
+    t = probe_run(tmp_path/'a', 0); twice = pd.concat([t, t.assign(run='other')]); later = t.assign(epoch='2')
+    assert len(grid._once(twice))==len(t) and len(grid._once(pd.concat([twice, later])))==2*len(t) and len(grid._once(t.iloc[:0]))==0
