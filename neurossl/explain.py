@@ -66,8 +66,7 @@ class Score(nn.Module):
         super().__init__(); net = copy.deepcopy(net)
         if isinstance(net, Classifier): # its standardisation and its layer as one
             w = net.head.weight/net.std; net,head = net.encoder,_layer(w, net.head.bias-w@net.mean)
-        elif head is None and not isinstance(net, (VoxVGG, VoxResNet)):
-            raise Problem('Score', f'a {type(net).__name__} without a head', 'a head that gives a score', 'Give torch_head(probe).')
+        elif head is None and not isinstance(net, (VoxVGG, VoxResNet)): raise Problem('Score', 'an encoder alone', 'a head that gives a score', 'Give torch_head(probe).')
         self.net,self.head,self.of = net,nn.Identity() if head is None else copy.deepcopy(head),of
         self.eval().requires_grad_(False)
     def forward(self, x): # (B,1,X,Y,Z) -> (B,)
@@ -164,8 +163,7 @@ def explain(
     **kw,          # options of the method
 )->np.ndarray:     # (N,X,Y,Z) float32
     "The maps of a method, in the order of the manifest"
-    if method not in METHODS:
-        raise Problem('explain, method', repr(method), f"one of {', '.join(METHODS)}", f'Correct the name.{did_you_mean(method, METHODS)}')
+    if method not in METHODS: raise Problem('explain', repr(method), f"one of {', '.join(METHODS)}", f'Correct the name.{did_you_mean(method, METHODS)}')
     dev = next(score.parameters()).device; batch = batch or max(1, 8*48**3//ds[0]['x'].numel())
     return np.concatenate([METHODS[method](score, b['x'].to(dev), base, **kw).cpu().numpy() for b in loader(ds, batch, shuffle=False)])
 
@@ -192,14 +190,14 @@ def follow(
 def truth_of(
     row,     # manifest row of a phantom
     recipe,  # of the prepared scan
-)->dict:     # of recipe.shape: brain, region (bool: hippocampi and ventricles, as they are or were in health), atrophy (0..1)
+)->dict:     # of recipe.shape: brain, region (hippocampi and ventricles, as they are or were in health), hippocampi: bool; atrophy: 0..1
     "What an honest map of disease should show"
     moves,shape = {'pad', 'cube'} & {s if isinstance(s, str) else s[0] for s in recipe.steps},recipe.shape
     n = 192 if moves or len(set(shape))>1 or shape[0]>256 else shape[0]          # as neurossl.data renders
-    lat = latents_of(row); v = phantom(lat, n); organ = [np.isin(truth_masks(l, n).data, (1, 2, 3)) for l in (lat, healthy_twin(lat))]
+    lat = latents_of(row); v = phantom(lat, n); labels = [truth_masks(l, n).data for l in (lat, healthy_twin(lat))]
     to = lambda a, nearest: follow(Volume(np.asarray(a, np.float32), v.affine), v, recipe, nearest)
-    inside = phantom(lat, n, skull=False) if lat.get('skull') else v
-    return dict(brain=to(inside.data>0, True)>.5, region=to(organ[0]|organ[1], True)>.5, atrophy=to(atrophy_map(lat, n).data, False))
+    inside = phantom(lat, n, skull=False) if lat.get('skull') else v; either = lambda *k: to(np.isin(labels, k).any(0), True)>.5
+    return dict(brain=to(inside.data>0, True)>.5, region=either(1, 2, 3), hippocampi=either(1, 2), atrophy=to(atrophy_map(lat, n).data, False))
 
 # %% ../nbs/33_explain.ipynb #1be1051d
 def from_middle(brain): # (X,Y,Z) bool -> (X,Y,Z) voxels
@@ -257,20 +255,22 @@ def judge_maps(
     maps,          # (N,X,Y,Z) of a method, as by `strength`
     truths,        # scan_id -> dict of `truth_of`, in the order of the maps
     others=(),     # maps of the same method and scans by random networks
-)->pd.DataFrame:   # auc, auc_alike (of equal distance from the middle), auc_atrophy (voxels changed by a tenth), pointing, auc_random, random_correlation
+)->pd.DataFrame:   # auc, auc_alike (of equal distance from the middle), auc_hippocampi (alone), auc_atrophy (changed by a tenth), pointing, auc_random, random_correlation
     "How each map agrees with the truth, and with the maps of networks that learned nothing"
     rows = {}
     for i,(k,t) in enumerate(truths.items()):
-        r,b,m = t['region'],t['brain'],maps[i]
-        rows[k] = dict(auc=localises(m, r, b), auc_alike=localises(m, r, b, from_middle(b)), auc_atrophy=localises(m, t['atrophy']>=.1, b),
+        r,h,b,m = t['region'],t['hippocampi'],t['brain'],maps[i]
+        rows[k] = dict(auc=localises(m, r, b), auc_alike=localises(m, r, b, from_middle(b)), auc_hippocampi=localises(m, h, b&(h|~r)), auc_atrophy=localises(m, t['atrophy']>=.1, b),
                        pointing=float(pointing(m, r, b)), **{c: np.mean([f(o[i]) for o in others]) if len(others) else np.nan for c,f in
                        (('auc_random', lambda o: localises(o, r, b)), ('random_correlation', lambda o: map_correlation(m, o, b)))})
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('scan_id')
 
-def sum_up(table, n=2000, seed=0): # of `judge_maps`, one scan a subject; resamples -> auc, lo, hi, means of the other columns, n_subjects
+def sum_up(table, n=2000, seed=0): # of `judge_maps`, one scan a subject; resamples -> auc, lo, hi, means of the rest, gain over random weights, n_subjects
     "A method in one row"
-    a = table['auc'].to_numpy(); b = bootstrap(lambda w: (np.ones((1, len(a))) if w is None else w)@a/len(a), len(a), n, seed)
-    return dict(auc=b['value'], lo=b['lo'], hi=b['hi'], **table.drop(columns='auc').mean().to_dict(), n_subjects=len(a))
+    def of(a): b = bootstrap(lambda w: (np.ones((1, len(a))) if w is None else w)@a/len(a), len(a), n, seed); return b['value'], b['lo'], b['hi']
+    gain = (table['auc']-table['auc_random']).to_numpy()
+    return dict(zip(('auc', 'lo', 'hi'), of(table['auc'].to_numpy())), **table.drop(columns='auc').mean().to_dict(),
+                **dict(zip(('gain', 'gain_lo', 'gain_hi'), of(gain) if np.isfinite(gain).all() else [np.nan]*3)), n_subjects=len(table))
 
 def naive_maps(x, truths): # (N,X,Y,Z) scans, truths as for `judge_maps` -> name -> (N,X,Y,Z)
     "Maps that ask no network: nearer to the middle, darker"

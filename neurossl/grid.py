@@ -16,6 +16,7 @@ import pandas as pd
 from .compare import SETTING, contrasts, estimates, operating_points, pairs_of
 from .core import did_you_mean, digest, paths, read_json, write_json
 from .kept import place, thaw
+from .leaklab import contamination_report
 from .ledger import exact_checks, judge, pretext_checks, published, read_ledger
 from .manifest import cohort_table
 from .run import ParameterError, profiles, resolve, run_notebook
@@ -183,6 +184,13 @@ def _runs(root, cells):
                          dirty=r.get('dirty', ''), wall_s=r.get('wall_s', ''), params=json.dumps(c['params'], sort_keys=True)))
     return pd.DataFrame(rows)
 
+def _contamination(scans): # of `study_scans`
+    "Whether anybody who is judged was pretrained on, in the development and in the sealed part"
+    from neurossl.manifest import subset
+    from neurossl.phantom import embedded_cohort
+    judged = {f'{c}, {s}': subset(t, cohort=c) for s,t in (('development', scans), ('sealed', subset(embedded_cohort(), split='sealed'))) for c in ('clinical_a', 'clinical_b')}
+    return pd.concat([contamination_report(subset(scans, cohort='population'), t).reset_index().assign(judged=k) for k,t in judged.items()], ignore_index=True)
+
 def _sealed(root, profile):
     "Released results on the sealed cohort"
     found = {f.parent.name: f.parent for at in ('results/kept', 'runs') for f in sorted((root/at/profile/'sealed').glob('*/run.json'))} # of this machine, where it has one
@@ -199,7 +207,9 @@ def collect(
     n,pred = profiles()[profile]['study']['bootstrap'],_stack(root, of('probe')+of('finetune')+of('slices'), 'predictions.csv')
     pairs = [p for g in dict.fromkeys(c['grid'] for c in cells) for p in pairs_of(load_grid(g).get('contrasts'))]
     pred = _once(pred); pretext,diff = _stack(root, of('pretrain'), 'summary.csv'),contrasts(pred, pairs, n)
-    return dict(cohort=cohort_table(study_scans(profile)).reset_index(), runs=runs, history=_stack(root, of('pretrain'), 'history.csv'), pretext=pretext,
+    scans = study_scans(profile)
+    return dict(cohort=cohort_table(scans).reset_index(), runs=runs, history=_stack(root, of('pretrain'), 'history.csv'), pretext=pretext,
                 probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'), **{k: _stack(root, of('slices'), f'{k}.csv') for k in ('times', 'optimism', 'waterfall')},
                 ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'), leaks=_stack(root, of('leaklab'), 'leaks.csv'), explain=_stack(root, of('explain'), 'explain.csv'),
+                confounds=_stack(root, of('confounds'), 'confounds.csv'), contamination=_contamination(scans),
                 ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext)])), published=published(), sealed=_sealed(root, profile), seal=read_log())

@@ -159,7 +159,7 @@ def study(
     return status or bool(bad)
 
 # %% ../nbs/44_study.ipynb #20562a32
-RELEASED = ('age', 'age-crop', 'rotation', 'recon', 'multi', 'age-long') # arms of a released result
+RELEASED = ('age', 'age-crop', 'rotation', 'recon', 'multi', 'age-long', 'age-long@layers') # arms of a released result, and what is taken from their maps
 
 def sealed(
     profile,# of profiles.yaml
@@ -168,10 +168,12 @@ def sealed(
     log=None, # file of openings; None: nbs/report/seal_log.csv
 )->int:     # exit status
     "Judge the finished encoders on the sealed cohort, and log it"
-    root = paths().root; cells = [c for c in study_cells(profile) if c['template']=='pretrain' and c['params']['arm'] in RELEASED and (root/c['run']/'run.json').exists()]
-    if not cells: raise Problem(f'sealed, profile {profile}', 'no finished encoder', 'at least one', f'Run the study first: make study PROFILE={profile}')
+    root = paths().root; arms = [a.partition('@') for a in RELEASED]
+    cells = [c for c in study_cells(profile) if c['template']=='pretrain' and (root/c['run']/'run.json').exists()]
+    encoders = [c['run']+at+pool for c in cells for a,at,pool in arms if c['params']['arm']==a]; seeds = sorted({c['params']['seed'] for c in cells if c['run'] in encoders})
+    if not encoders: raise Problem(f'sealed, profile {profile}', 'no finished encoder', 'at least one', f'Run the study first: make study PROFILE={profile}')
     name = re.sub('[^a-z0-9]+', '-', result.lower()).strip('-')
-    params = dict(profile=profile, who=who, result=result, encoders=[c['run'] for c in cells], seeds=sorted({c['params']['seed'] for c in cells}), log=log or '', out=f'runs/{profile}/sealed/{name}')
+    params = dict(profile=profile, who=who, result=result, encoders=encoders, seeds=seeds, log=log or '', out=f'runs/{profile}/sealed/{name}')
     run_notebook('sealed', root/'results'/f'sealed-{profile}'/f'{name}.ipynb', params)
     print(pd.read_csv(root/params['out']/'results.csv').query("metric=='auc' and probe=='svc'").to_string(index=False))
     return 0

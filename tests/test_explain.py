@@ -96,7 +96,7 @@ def test_score_of_several_classes_is_log_odds(x):
     c = Classifier(SFCN((4, 6), 5), 3).eval(); p = c(x).softmax(1)
     for k in range(3): assert torch.allclose(Score(c, of=k)(x).sigmoid(), p[:,k], atol=1e-5)
     for net in (VoxVGG(16).eval(), VoxResNet().eval()): assert torch.allclose(Score(net)(x).sigmoid(), net(x).softmax(1)[:,1], atol=1e-5)
-    with pytest.raises(Problem, match='without a head'): Score(SFCN())
+    with pytest.raises(Problem, match='an encoder alone'): Score(SFCN())
 
 # ---- maps
 
@@ -179,7 +179,7 @@ def test_strength_is_size():
 def test_truth_lies_on_the_grid_of_the_prepared_scan():
     man = phantom_cohort(6, 3, 'clinical_a', hashes=False); row = man[man.dx.eq('AD')].iloc[0]; l = latents_of(row); t = truth_of(row, Recipe('s1', 40))
     organs = np.isin(truth_masks(l, 40).data, (1, 2, 3)); twin = np.isin(truth_masks(healthy_twin(l), 40).data, (1, 2, 3))
-    assert np.array_equal(t['region'], organs|twin) and np.allclose(t['atrophy'], atrophy_map(l, 40).data, atol=1e-4) and np.array_equal(t['brain'], phantom(l, 40).data>0)
+    assert np.array_equal(t['region'], organs|twin) and np.array_equal(t['hippocampi'], np.isin([truth_masks(k, 40).data for k in (l, healthy_twin(l))], (1, 2)).any(0)) and np.allclose(t['atrophy'], atrophy_map(l, 40).data, atol=1e-4) and np.array_equal(t['brain'], phantom(l, 40).data>0)
     assert t['region'][t['brain']].mean()>.03 and t['region'][t['brain']].sum()>.9*t['region'].sum() and t['atrophy'][t['region']].mean()>3*t['atrophy'][t['brain']&~t['region']].mean()
 
 @pytest.mark.parametrize('recipe', [Recipe('mine', 24, ('resize', 'minmax')), Recipe('mine', 24, ('cube', 'minmax')), Recipe('mine', 24, ('pad', 'resize', 'minmax')), Recipe('mine', (24, 20, 28), ('resize', 'minmax'), 'zyx')], ids=lambda r: r.steps[0]+r.axes)
@@ -242,14 +242,15 @@ def test_a_planted_sign_is_found_and_random_weights_are_told_apart():
     x = F.avg_pool3d(torch.rand(48, 1, 20, 20, 20, generator=g), 5, 1)+.35*y[:,None,None,None,None]*torch.tensor(place); torch.manual_seed(0)
     net = nn.Sequential(SFCN((8, 8), 8), nn.Linear(8, 1)); opt = torch.optim.Adam(net.parameters(), .01)
     for i in range(40): k = torch.randperm(32, generator=g)[:16]; l = F.binary_cross_entropy_with_logits(net(x[k])[:,0], y[k].float()); opt.zero_grad(); l.backward(); opt.step()
-    s = Score(*net); held = x[33::2]; t = {f's{i}': dict(region=place, brain=np.ones_like(place), atrophy=place*.5) for i in range(len(held))}
+    s = Score(*net); held = x[33::2]; t = {f's{i}': dict(region=place, hippocampi=place, brain=np.ones_like(place), atrophy=place*.5) for i in range(len(held))}
     maps = lambda n: strength(gradcam(n, held, 0, pool=False)); blind = [randomised(s, k) for k in (1, 2, 3)]; table = judge_maps(maps(s), t, [maps(n) for n in blind])
     r = sum_up(table, 200); assert (s(x[32:])[1::2].min()>s(x[32:])[::2].max()) and r['auc']>.85 and r['lo']>.75 and r['random_correlation']<.4 and r['auc']>r['auc_random']+.1
     noise = sum_up(judge_maps(np.random.default_rng(0).random((8, 16, 16, 16)), t), 200); assert noise['lo']<.5<noise['hi'] or abs(noise['auc']-.5)<.05, 'a map of noise finds nothing'
 
 def test_sum_up_resamples_subjects():
-    t = pd.DataFrame(dict(auc=[.6, .8]*20, pointing=[0., 1.]*20)); r = sum_up(t, 500)
+    t = pd.DataFrame(dict(auc=[.6, .8]*20, pointing=[0., 1.]*20, auc_random=[.5, .7]*20)); r = sum_up(t, 500)
     assert r['auc']==pytest.approx(.7) and r['lo']<.7<r['hi'] and r['hi']-r['lo']<.1 and r['pointing']==.5 and r['n_subjects']==40 and sum_up(t, 500)==r
+    assert r['gain']==pytest.approx(.1) and r['gain_lo']==pytest.approx(.1) and np.isnan(sum_up(t.assign(auc_random=np.nan), 50)['gain'])
 
 def test_naive_maps_need_no_network(scans):
     ds,recipe = scans; truths = {i: truth_of(r, recipe) for i,r in ds.man.iloc[:2].iterrows()}; x = ds.batch([0, 1])['x'][:,0].numpy()
@@ -267,3 +268,7 @@ def test_overlay_marks_the_directions():
     axial = f.axes[2].images[1].get_array(); at = np.unravel_index(np.asarray(axial)[...,3].argmax(), axial.shape[:2])
     assert at==(3, 20) and f.axes[2].images[1].origin=='lower', 'x grows to the right, y to the top: left is left, back is below'
     assert len(overlay(s, m*0).axes)==3
+
+def test_the_template_runs_without_a_profile():
+    from neurossl.run import resolve
+    p = resolve('explain', {}); assert set(p['methods'])==set(METHODS) and p['n_explain']==40 and not any(v is None for v in p.values())
