@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export THP_MEM_ALLOC_ENABLE := 1
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 .DEFAULT_GOAL := help
-.PHONY: help study smoke grid keep sealed real test test-slow site rooms extras lab calibrate bench lock clean
+.PHONY: help study smoke grid keep sealed real test test-slow report site rooms extras lab calibrate bench lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,7 +45,10 @@ test: $(OK) ## export in sync, every room once, pytest (under 10 minutes)
 test-slow: $(OK) ## the slow tests
 	pytest -q -n $(J) -m slow -rs tests
 
-site: $(OK) ## render the site from what has been executed
+report: $(OK) ## execute the report from the tables at hand, the kept ones among them, and render the site (a minute)
+	@$(RUN) neurossl.study report $(PROFILE)
+
+site: $(OK) ## the same, after collecting the tables of what has been executed
 	@$(RUN) neurossl.study finish $(PROFILE)
 
 rooms: $(OK) ## execute every room and the home page in place

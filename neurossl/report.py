@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'estimate', 'Table', 'show_table', 'panel', 'curves', 'forest', 'wide_table', 'lines', 'flow_diagram',
-           'Cards', 'claim_cards', 'Results', 'results_of', 'not_run']
+           'Cards', 'claim_cards', 'Results', 'results_of', 'Note', 'not_run']
 
 # %% ../nbs/42_report.ipynb #247eb2c3
 import html
@@ -202,10 +202,16 @@ def results_of(
     here,kept = paths().results/'tables'/profile,paths().nbs/'report'/'results'/profile
     return Results(profile, here if (here/'runs.csv').exists() else kept)
 
+class Note:
+    "One line in the place of a table"
+    def __init__(self, data): self.data = data
+    def _repr_html_(self): return f'<p><em>{html.escape(self.data)}</em></p>'
+    def __repr__(self): return self.data
+
 def not_run(
     table, # of results
     draw,  # function of the table
-):         # what it returns, or a line that says so
+    said='Not run in this profile.', # where it is empty
+):         # what it returns, or a `Note`
     "Draw a table, or say that nothing was run"
-    from IPython.display import Markdown
-    return draw(table) if len(table) else Markdown('*Not run in this profile.*')
+    return draw(table) if len(table) else Note(said)
