@@ -7,7 +7,7 @@ __all__ = ['load_grid', 'overlaid', 'expand', 'imports', 'module_key', 'code_key
            'find_cell', 'run_cell', 'study_cells', 'home', 'study_scans', 'collect']
 
 # %% ../nbs/41_grid.ipynb #00f7fa59
-import ast, itertools, json, shutil
+import ast, itertools, json, re, shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,10 +32,37 @@ def load_grid(
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob('*.yaml'))
         raise ParameterError(f'grid {path.stem!r}', 'no such file', f"one of {', '.join(known)}", f'Correct the name.{did_you_mean(path.stem, known)}')
-    g = yaml.safe_load(path.read_text(encoding='utf-8'))
-    keys = ('title', 'template', 'in', 'id', 'needs', 'of', 'base', 'arms', 'axes', 'each', 'profiles', 'seconds', 'contrasts')
-    if bad := sorted(set(g)-set(keys)): raise ParameterError(path.name, f'a key {bad[0]!r}', f"one of {', '.join(keys)}", f'Correct it.{did_you_mean(bad[0], keys)}')
-    return dict(name=path.stem, **g)
+    try: g = yaml.safe_load(path.read_text(encoding='utf-8')); json.dumps(g)
+    except (yaml.YAMLError, UnicodeError, ValueError, TypeError, RecursionError) as e:
+        raise ParameterError(path.name, f'text that is not a plain YAML file ({str(e).splitlines()[0][:80]})', 'names, numbers, text, lists', 'Correct the file.') from e
+    return dict(name=path.stem, **_shaped(g, path.name))
+
+_KEYS = dict(title=str, template=str, id=str, needs=(str, list), of=dict, base=dict, arms=dict, axes=dict, each=dict, profiles=dict, seconds=dict, contrasts=dict, **{'in': list})
+
+def _shaped(g, where, keys=tuple(_KEYS)):
+    "Refuse a grid, or what a profile changes of it, whose parts have the wrong shape"
+    def bad(at, found, expected): raise ParameterError(f'{where}{at}', repr(found)[:80], expected, 'Correct the grid; nbs/41_grid.ipynb shows one.')
+    if not isinstance(g, dict): bad('', g, 'the keys of a grid')
+    if lost := [k for k in g if k not in keys]: raise ParameterError(where, f'a key {str(lost[0])[:80]!r}', f"one of {', '.join(keys)}", f'Correct it.{did_you_mean(lost[0], keys)}')
+    whole = 'profiles' in keys
+    for k,v in g.items():
+        if k=='arms' and not whole: # a profile names the arms that it runs
+            if not (isinstance(v, list) and all(isinstance(a, str) for a in v)): bad(', arms', v, 'a list of names')
+            continue
+        if not isinstance(v, _KEYS[k]) and v is not None: bad(f', {k}', v, {dict: 'names with values', list: 'a list', str: 'text'}.get(_KEYS[k], 'text or a list'))
+        for name,x in v.items() if isinstance(v, dict) else ():
+            if not isinstance(name, str): bad(f', {k}', name, 'a name')
+            if k in ('axes', 'of') and not (isinstance(x, list) and x): bad(f', {k}, {name[:40]}', x, 'a list of values')
+            if k=='arms' and not (x is None or isinstance(x, dict) and all(isinstance(n, str) for n in x)): bad(f', {k}, {name[:40]}', x, 'parameters of this arm')
+            if k=='seconds' and not (isinstance(x, (int, float)) and 0<=x<1e9): bad(f', {k}, {name[:40]}', x, 'seconds of a cell')
+            if k=='profiles': _shaped(x, f'{where}, profile {name[:40]}', [n for n in keys if n!='profiles'])
+            if k=='contrasts' and not (isinstance(x, dict) and isinstance(x.get('arms'), list) and 'reference' in x or isinstance(x, list) and all(isinstance(p, list) and len(p)==2 for p in x)): bad(f', {k}, {name[:40]}', x, 'pairs [arm, reference], or arms and a reference')
+        if k in ('in', 'needs') and isinstance(v, list) and not all(isinstance(x, str) for x in v): bad(f', {k}', v, 'a list of names')
+    for n in [g['needs']] if isinstance(g.get('needs'), str) else g.get('needs') or []:
+        if not re.fullmatch(r'\w[\w.-]{0,99}', n): bad(', needs', n, 'the name of a grid')
+    for k in ('template', 'id') if whole else ():
+        if not g.get(k): bad(f', {k}', g.get(k), 'some text')
+    return g
 
 def _fill(v, values):
     "Fill `{name}` in text; a text that is one placeholder keeps the type of its value"
@@ -43,7 +70,10 @@ def _fill(v, values):
     if isinstance(v, list): return [_fill(x, values) for x in v]
     if not isinstance(v, str): return v
     if v.startswith('{') and v.endswith('}') and v[1:-1] in values: return values[v[1:-1]]
-    return v.format(**values) if '{' in v else v
+    def one(m):
+        if m[1] not in values: raise ParameterError('grid', f'a placeholder {m[0][:60]!r}', f"one of {', '.join(map(str, values))}", f'Correct it.{did_you_mean(m[1], values)}')
+        return str(values[m[1]])
+    return re.sub(r'\{([^{}]*)\}?', one, v)
 
 def _cross(axes): return [dict(zip(axes, c)) for c in itertools.product(*axes.values())]
 
@@ -55,10 +85,10 @@ def overlaid(
     "A grid with the changes of a profile"
     g = dict(grid if isinstance(grid, dict) else load_grid(grid))
     if profile not in (g.get('in') or [profile]): return {}
-    arms,over = g.get('arms') or {},g.get('profiles', {}).get(profile, {})
-    if lost := [a for a in over.get('arms', []) if a not in arms]:
+    arms,over = g.get('arms') or {},(g.get('profiles') or {}).get(profile) or {}
+    if lost := [a for a in over.get('arms') or [] if a not in arms]:
         raise ParameterError(f"grid {g['name']}, profile {profile}", f'an arm {lost[0]!r}', f"one of {', '.join(arms)}", f'Correct the name.{did_you_mean(lost[0], arms)}')
-    return {**g, **over, 'arms': {a: arms[a] for a in over.get('arms', arms)}}
+    return {**g, **over, 'arms': {a: arms[a] for a in over.get('arms') or arms}}
 
 def _settings(g):
     "Parameters of each cell of a grid: arms by axes"
@@ -71,14 +101,17 @@ def _settings(g):
 def expand(
     grid,              # name, path or the dict of `load_grid`
     profile='default', # of nbs/experiments/profiles.yaml
+    below=(),          # grids that wait for this one
 )->list:               # cells: dicts with grid, id, template, params, needs, run, notebook, seconds
     "The runs of a grid, parameters checked"
     g,cells = overlaid(grid, profile),[]
     if not g: return []
-    below = [b for n in ([g['needs']] if isinstance(g.get('needs'), str) else g.get('needs') or []) for b in expand(n, profile)
+    if g['name'] in below: raise ParameterError(f"grid {g['name']}", f"a circle: {' needs '.join([*below, g['name']])}", 'grids that stand on others', 'Correct `needs`.')
+    below = [b for n in ([g['needs']] if isinstance(g.get('needs'), str) else g.get('needs') or []) for b in expand(n, profile, (*below, g['name']))
              if all(b['params'].get(k) in v for k,v in (g.get('of') or {}).items())]
     def add(params, needs=()):
-        cid = _fill(g['id'], params)
+        cid = str(_fill(g['id'], params))
+        if not re.fullmatch(r'\w[\w.+=,-]{0,149}', cid): raise ParameterError(f"grid {g['name']}, id", repr(cid)[:80], 'letters, digits and . + = , - only', 'It becomes the name of a folder: choose other placeholders.')
         run = f"runs/{profile}/{g['name']}/{cid}"
         params = dict(params, profile=profile, out=run)
         resolve(g['template'], params)
@@ -245,6 +278,6 @@ def collect(
     scans = study_scans(profile)
     return dict(cohort=cohort_table(scans).reset_index(), runs=runs, history=_stack(root, of('pretrain'), 'history.csv'), pretext=pretext,
                 probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'), **{k: _stack(root, of('slices'), f'{k}.csv') for k in ('times', 'optimism', 'waterfall')},
-                ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'), leaks=_stack(root, of('leaklab'), 'leaks.csv'), explain=_stack(root, of('explain'), 'explain.csv'),
+                ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'), dice=_stack(root, of('finetune'), 'dice.csv'), leaks=_stack(root, of('leaklab'), 'leaks.csv'), explain=_stack(root, of('explain'), 'explain.csv'),
                 confounds=_stack(root, of('confounds'), 'confounds.csv'), contamination=_contamination(scans), flow=_flow(scans), environment=_environment(root, done),
                 ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext)])), published=published(), sealed=_sealed(root, profile), seal=read_log())
