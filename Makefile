@@ -6,6 +6,8 @@ PROFILE  ?= default
 J        ?= 2
 POLICY   ?= protected
 BENCH    ?= ci
+CONFIG   ?= examples/encoder.yaml
+SET      ?=
 OK       := $(VENV)/.installed
 RUN      := $(VENV)/bin/python -m
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -14,9 +16,10 @@ export THP_MEM_ALLOC_ENABLE := 1
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 .DEFAULT_GOAL := help
 .PHONY: help study smoke grid keep sealed real test test-slow report site rooms extras lab calibrate bench lock clean
+.PHONY: encoder oasis1 plan
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo "Settings: PROFILE=$(PROFILE) (smoke, default, full, gpu, paper)  J=$(J) cells at once  PYTHON=$(PYTHON)"
 
 study: $(OK) ## reproduce the study: cohort, pretraining, probes, report, site (15 minutes on 2 cores)
@@ -51,12 +54,29 @@ report: $(OK) ## execute the report from the tables at hand, the kept ones among
 site: $(OK) ## the same, after collecting the tables of what has been executed
 	@$(RUN) neurossl.study finish $(PROFILE)
 
+.PHONY: site-check browser
+site-check: $(OK) ## look for what jars on the rendered site: links, anchors, captions, citations, mathematics, weight
+	@$(RUN) neurossl.site check
+
+browser: $(OK) ## the site in headless Chromium; pictures in runs/browser (skipped where no Chromium is)
+	pytest -q -m slow -rs tests/test_browser.py
+
 rooms: $(OK) ## execute every room and the home page in place
 	@for nb in nbs/[0-9]*.ipynb nbs/index.ipynb; do jupyter execute --inplace $$nb 2>/dev/null && nbdev_clean --fname $$nb && echo $$nb || exit 1; done
 	@$(RUN) neurossl.site readme
 
 calibrate: $(OK) ## measure the embedded cohort against its targets (nbs/experiments/calibration.csv)
 	@$(RUN) neurossl.run calibrate results/calibrate/calibrate.ipynb
+
+encoder: $(OK) ## judge an encoder of yours: make encoder CONFIG=examples/encoder.yaml PROFILE=smoke
+	@$(RUN) neurossl.run encoder results/encoder/$(notdir $(basename $(CONFIG))).ipynb 'config="$(CONFIG)"' profile=$(PROFILE) out=runs/$(PROFILE)/encoder/$(notdir $(basename $(CONFIG)))
+	@$(RUN) neurossl.bring runs/$(PROFILE)/encoder/$(notdir $(basename $(CONFIG)))
+
+oasis1: $(OK) ## a study on OASIS-1, from folder to report: make oasis1 ROOT=<folder of the discs and the table>
+	@$(RUN) neurossl.run oasis1 results/oasis1/oasis1.ipynb 'root="$(abspath $(ROOT))"' profile=$(PROFILE)
+
+plan: $(OK) ## how many subjects do I need? make plan SET='auc=0.85 reference=0.80 power=0.8'
+	@$(RUN) neurossl.run planner results/plan/planner.ipynb $(SET)
 
 extras: $(OK) ## tools for scans of your own: N4 (SimpleITK) and skull stripping (deepbet)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --system-certs -c constraints.txt SimpleITK
@@ -67,8 +87,8 @@ extras-ants: $(OK) ## diffeomorphic registration (ANTs), in .venv-ants: its NumP
 	uv venv -q --clear --python $(VENV)/bin/python .venv-ants
 	VIRTUAL_ENV=$(CURDIR)/.venv-ants uv pip install -q --system-certs antspyx==0.6.3
 
-lab: $(OK) ## open the notebooks
-	jupyter lab nbs
+lab: $(OK) ## open the notebooks, the home page first
+	jupyter lab nbs/index.ipynb
 
 bench: $(OK) ## side by side with peers: equality gates, ratios, goals (make bench BENCH=full for all)
 	@$(RUN) benchmarks $(BENCH)

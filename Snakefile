@@ -1,12 +1,14 @@
 # The DAG of the study: the cohort once, then one job for each cell of the grids in nbs/experiments/grids.
-# make study calls it through neurossl.study; on a cluster: snakemake --config profile=paper --executor slurm -j 40
-from neurossl.grid import cell_key, code_key, study_cells
+# make study calls it through neurossl.study; on a cluster: snakemake --workflow-profile nbs/experiments/slurm --config profile=paper
+from neurossl.cluster import resources
+from neurossl.grid import cell_keys, code_key, study_cells
 from neurossl.core import digest
 
 import sys
 
 PROFILE = config.get("profile", "default")
 CELLS = {f"{c['grid']}/{c['id']}": c for c in study_cells(PROFILE)}
+KEYS = cell_keys(CELLS.values())
 
 def cell(w): return CELLS[f"{w.grid}/{w.id}"]
 
@@ -20,7 +22,8 @@ rule cohort:
     output: f"runs/{PROFILE}/cohort.json"
     params: key=digest([code_key("nbs/experiments/pretrain.ipynb"), PROFILE], 16)
     log: f"runs/{PROFILE}/cohort.log"
-    threads: workflow.cores
+    threads: int(config.get("jobs", 2))
+    resources: mem_mb=6000, runtime=240
     shell: "{sys.executable} -m neurossl.study cohort {PROFILE} {threads} {output} > {log} 2>&1"
 
 rule cell: # one notebook
@@ -28,10 +31,13 @@ rule cell: # one notebook
         cohort=f"runs/{PROFILE}/cohort.json",
         needs=lambda w: [f"{CELLS[n]['run']}/run.json" for n in cell(w)["needs"]],
     output: run=f"runs/{PROFILE}/{{grid}}/{{id}}/run.json"
-    params: key=lambda w: cell_key(cell(w))
+    params: key=lambda w: KEYS[f"{w.grid}/{w.id}"]
     log: f"runs/{PROFILE}/{{grid}}/{{id}}.log"
     threads: 1
-    resources: mem_mb=4000, runtime=240, gpu=1 if PROFILE in ("gpu", "paper") else 0
+    resources: # what the last run like it took, or what its size needs
+        mem_mb=lambda w, attempt: resources(cell(w), attempt)["mem_mb"],
+        runtime=lambda w: resources(cell(w))["runtime"],
+        gpu=lambda w: resources(cell(w))["gpu"],
     shell: "{sys.executable} -m neurossl.study cell {PROFILE} {wildcards.grid}/{wildcards.id} > {log} 2>&1"
 
 use rule cell as base with: # what other cells stand on goes first

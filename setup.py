@@ -12,6 +12,6 @@ setup(
     name=c['lib_name'], version=c['version'], description=c['description'], keywords=c['keywords'].split(),
     author=c['author'], author_email=c['author_email'], url=c['git_url'], license='Apache-2.0',
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else '', long_description_content_type='text/markdown',
-    packages=find_packages(include=['neurossl', 'neurossl.*']), python_requires=f">={c['min_python']}",
+    packages=find_packages(include=['neurossl', 'neurossl.*']), package_data={'neurossl': ['weights/*']}, license_files=['LICENSE'], python_requires=f">={c['min_python']}",
     install_requires=c['requirements'].split(), extras_require={'dev': c['dev_requirements'].split()}, zip_safe=False,
 )

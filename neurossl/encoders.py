@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'POOLS', 'S2_SETS', 'FOREIGN', 'KNOWN_SHA256', 'FSL_GRID', 'build_encoder', 'Pooled', 'folded',
-           'read_weights', 'load_foreign', 'bins_to_years', 's2_contract', 'sfcn_contract', 'contamination_of',
-           'convert', 'SFCN', 'ResNet3D', 'ViT3D', 'resnet3d', 'vit3d', 'head', 'EncoderError', 'sizing',
-           'sizing_table', 'equal_compute']
+           'read_weights', 'named_tensors', 'filled', 'load_foreign', 'bins_to_years', 's2_contract', 'sfcn_contract',
+           'contamination_of', 'convert', 'SFCN', 'ResNet3D', 'ViT3D', 'resnet3d', 'vit3d', 'head', 'EncoderError',
+           'sizing', 'sizing_table', 'equal_compute']
 
 # %% ../nbs/11_encoders.ipynb #ffeb6dae
 import copy, hashlib, inspect, io, json, pickle, re, struct, tarfile
@@ -125,7 +125,10 @@ def read_weights(
         raise EncoderError(path, f"a file that cannot be read ({(str(e) or type(e).__name__).splitlines()[0].split('. ')[0][:90]})", 'a whole checkpoint', 'Download it again, and compare its size.') from None
 
 # %% ../nbs/11_encoders.ipynb #8554906a
-def _state(obj, path):
+def named_tensors(
+    obj,  # of `read_weights`
+    path, # file, for messages
+)->tuple: # name -> tensor, epoch or None
     "Names and tensors of a checkpoint, without the wrapper `module.`, and its epoch"
     state = next((obj[k] for k in ('model_state_dict', 'state_dict') if isinstance(obj, dict) and k in obj), obj)
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
@@ -156,8 +159,12 @@ def _make(kind, tensors, path, stem_stride):
         raise EncoderError(path, f'a ResNet with {blocks} blocks', f'two convolutions a block, and one of {list(RESNET_BLOCKS.values())}', 'ResNet-10, -18 and -34 can be read.')
     return ResNet3D(depth, stem_stride, tensors['conv1.weight'].shape[0], any('downsample.0.bias' in k for k in tensors))
 
-def _fill(module, tensors, where):
-    "All tensors or none: nothing missing, left over, of another shape or not finite"
+def filled(
+    module,  # changed in place
+    tensors, # name -> tensor
+    where,   # file, for messages
+)->nn.Module: # the module
+    "Fill with all tensors or none: nothing missing, left over, of another shape or not finite"
     want = module.state_dict()
     wrong = dict(missing=[k for k in want if k not in tensors], unexpected=[k for k in tensors if k not in want],
                  misshapen=[f'{k} {tuple(tensors[k].shape)} instead of {tuple(v.shape)}' for k,v in want.items() if k in tensors and tensors[k].shape!=v.shape])
@@ -175,10 +182,10 @@ def _heads(kind, tensors, where):
     two_d = {k: v.flatten(1) if v.ndim==5 else v for k,v in tensors.items()}          # a 1³ convolution after the average is a linear layer
     if kind=='3d-neuro-simclr':
         proj = nn.Sequential(nn.Linear(512, 512, bias=False), nn.ReLU(), nn.Linear(512, 64, bias=False))
-        return dict(projector=_fill(proj, two_d, f'{where}, projector').eval())
+        return dict(projector=filled(proj, two_d, f'{where}, projector').eval())
     two_d = {k.split('.')[-1]: v for k,v in two_d.items()}; w = two_d.get('weight', torch.zeros(0, 0))
     name = 'output' if kind!='ukb-sfcn' else {40: 'age', 2: 'sex'}.get(len(w), 'output')
-    return {name: _fill(nn.Linear(w.shape[1], w.shape[0]), two_d, f'{where}, head').eval()}
+    return {name: filled(nn.Linear(w.shape[1], w.shape[0]), two_d, f'{where}, head').eval()}
 
 def load_foreign(
     path,          # the file as published, or a folder written by `convert`
@@ -190,9 +197,9 @@ def load_foreign(
     file = path/'weights.safetensors' if conf else path
     found = None if not file.is_file() else file_sha256(file); want = sha256 or (conf and conf['weights_sha256'])
     if found and want and found!=str(want).lower(): raise EncoderError(file, f'sha256 {found[:16]}...', f'{str(want)[:16]}...', 'It is not the file that was meant, or it is damaged: download it again.')
-    obj,wrap = read_weights(file); state,epoch = _state(obj, file); kind,tensors,rest = _split(state, file)
+    obj,wrap = read_weights(file); state,epoch = named_tensors(obj, file); kind,tensors,rest = _split(state, file)
     if conf: epoch,stem_stride,kind = conf['epoch'],conf['spec'].get('stem_stride', 1),conf['kind']
-    encoder = _fill(_make(kind, tensors, file, stem_stride), tensors, file).eval()
+    encoder = filled(_make(kind, tensors, file, stem_stride), tensors, file).eval()
     heads = _heads(kind, rest, file)
     origin = conf['sha256'] if conf else found
     return encoder, dict(FOREIGN[kind], kind=kind, epoch=epoch, sha256=origin, known=origin in KNOWN_SHA256, container=wrap, n_tensors=len(tensors), n_features=encoder.n_features,

@@ -279,5 +279,5 @@ def collect(
     return dict(cohort=cohort_table(scans).reset_index(), runs=runs, history=_stack(root, of('pretrain'), 'history.csv'), pretext=pretext,
                 probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'), **{k: _stack(root, of('slices'), f'{k}.csv') for k in ('times', 'optimism', 'waterfall')},
                 ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'), dice=_stack(root, of('finetune'), 'dice.csv'), leaks=_stack(root, of('leaklab'), 'leaks.csv'), explain=_stack(root, of('explain'), 'explain.csv'),
-                confounds=_stack(root, of('confounds'), 'confounds.csv'), contamination=_contamination(scans), flow=_flow(scans), environment=_environment(root, done),
+                confounds=_stack(root, of('confounds'), 'confounds.csv'), clinical=_stack(root, of('clinical'), 'clinical.csv'), fusion=_stack(root, of('clinical'), 'fusion.csv'), contamination=_contamination(scans), flow=_flow(scans), environment=_environment(root, done),
                 ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext)])), published=published(), sealed=_sealed(root, profile), seal=read_log())

@@ -140,7 +140,8 @@ def judged(
     fit = pred.split.isin(['train', 'valid'])
     if fit.all(): fit[:] = False
     p,v = pred[~fit],pred[fit & (pred.split=='valid')]
-    if threshold is None and 'threshold' in p: return p
+    half = .5 if p.score.between(0, 1).all() else 0.
+    if threshold is None and 'threshold' in p: return p.assign(threshold=p.threshold.astype(float).fillna(half)) # of stacked tables some may have none
     if threshold is None and len(v):
         t = pd.Series({k: operating_point(g)['threshold'] for k,g in v.groupby(FIT)}, name='threshold').rename_axis(FIT).reset_index()
         j = p.merge(t, on=FIT, how='left')
@@ -149,8 +150,7 @@ def judged(
                           "validation rows for each run, seed and fold, or none",
                                                    "Pass `threshold=` or add the missing validation rows.")
         return j
-    if threshold is None: threshold = .5 if p.score.between(0, 1).all() else 0.
-    return p.assign(threshold=float(threshold))
+    return p.assign(threshold=float(half if threshold is None else threshold))
 
 # %% ../nbs/28_metrics.ipynb #47acfc51
 def evaluator(

@@ -30,6 +30,7 @@ from sklearn.svm import SVC
 
 from .core import Problem, did_you_mean, digest
 from .data import ScanDataset, loader
+from .encoders import folded
 from .metrics import auc, operating_point, predictions
 from .phantom import CUBE_MM, latents_of, volumes_ml
 from .splits import label_fraction, people_of, refuse_known, refuse_test, subject_folds
@@ -43,14 +44,9 @@ def embed(
     "The features of each scan, with the encoder frozen and in evaluation mode"
     if not len(ds): raise Problem('embed', 'no scans', 'a dataset with at least one scan', 'Check the subset of the manifest.')
     if batch is None: batch = min(32, max(1, 32*48**3//ds[0]['x'].numel()))
-    was,ids,rows = encoder.training,[],[]
-    where = next(encoder.parameters(), torch.zeros(())).device
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            for b in loader(ds, batch, shuffle=False, drop_last=False):
-                ids += b['scan_id']; rows.append(encoder(b['x'].to(where)).float().cpu())
-    finally: encoder.train(was)
+    ids,rows,where,net = [],[],next(encoder.parameters(), torch.zeros(())).device,folded(encoder) # a copy, a quarter faster
+    with torch.no_grad():
+        for b in loader(ds, batch, shuffle=False, drop_last=False): ids += b['scan_id']; rows.append(net(b['x'].to(where)).float().cpu())
     x = torch.cat(rows).numpy()
     bad = [i for i,ok in zip(ids, np.isfinite(x).all(1)) if not ok]
     if bad:
@@ -306,6 +302,7 @@ def age_matched(
 
 # %% ../nbs/31_probes.ipynb #ca1fb9e6
 SAW = {'age': 'demographic', 'rotation': 'self-supervised', 'recon': 'self-supervised', 'simclr': 'self-supervised', 'mae': 'self-supervised', 'multi': 'demographic',
+       'yaware': 'demographic', 'vicreg': 'self-supervised', 'barlow': 'self-supervised', 'dino': 'self-supervised',
        'random-init': 'self-supervised', 'voxels 16^3': 'self-supervised', 'PCA': 'self-supervised', 'age+sex': 'demographic', 'supervised': 'supervised',
        'ROI volumes': 'privileged', 'oracle': 'privileged'}
 _LEVELS = ('self-supervised', 'demographic', 'supervised', 'privileged') # from little to much

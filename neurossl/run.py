@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['ParameterError', 'declared', 'check_values', 'template', 'parameters', 'profiles', 'quick_precision', 'resolve',
-           'provenance', 'Run', 'start_run', 'run_notebook', 'parse_values', 'command', 'main']
+           'provenance', 'Run', 'claim', 'free', 'start_run', 'run_notebook', 'contents', 'parse_values', 'command',
+           'usage', 'main']
 
 # %% ../nbs/40_run.ipynb #241c6656
-import ast, copy, json, os, platform, re, subprocess, sys, time
+import ast, copy, fcntl, json, os, platform, re, resource, subprocess, sys, time
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-from .core import Problem, atomic_write, clock, did_you_mean, digest, file_sha256, in_notebook, log, paths, read_json, sweep, write_json
+from .core import Problem, atomic_write, clock, did_you_mean, digest, file_sha256, in_notebook, log, on_disk, paths, read_json, sweep, write_json
+from .manifest import harmless
+from .policy import blank, named, policy_of_run, secret_words
 
 # %% ../nbs/40_run.ipynb #14930d87
 class ParameterError(Problem): "A run was asked for with a parameter that its template does not have, or a value of another kind"
@@ -130,22 +133,44 @@ class Run:
     "One run: a folder, its resolved parameters `p`, and `run.json`, which is written last"
     def __init__(self, template, params, path):
         self.template,self.params,self.path = template,params,Path(path)
-        self.p,self.t0 = SimpleNamespace(**params),time.time()
+        self.p,self.t0,self.policy = SimpleNamespace(**params),time.time(),policy_of_run(params)
     @property
     def id(self): return '/'.join(self.path.parts[-3:])
     def log(self, text): log(text, self.path/'log.txt')
     def write(self, name, table, **kw): # a table as CSV, whole or absent
-        with atomic_write(self.path/name, 'w') as f: table.to_csv(f, **kw)
+        with atomic_write(self.path/name, 'w') as f: harmless(table).to_csv(f, **kw)
         return self.path/name
     def finish(self, **metrics):
         "Write metrics.json, then run.json with the sha256 of every artefact"
         write_json(self.path/'metrics.json', metrics)
         files = {f.name: file_sha256(f) for f in sorted(self.path.iterdir()) if f.is_file() and f.name not in ('log.txt', 'run.json')}
         wall = round(time.time()-self.t0, 1)
-        write_json(self.path/'run.json', dict(run=self.id, template=self.template, params=self.params, metrics=metrics, files=files, wall_s=wall, **provenance()))
-        self.log(f'complete in {clock(wall)}')
+        write_json(self.path/'run.json', dict(run=self.id, template=self.template, params=self.params, metrics=metrics, files=files, wall_s=wall, peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024, policy=self.policy, **provenance()))
+        self.log(f'complete in {clock(wall)}'); free(self.path)
         return metrics
     def __repr__(self): return f'Run {self.id}\n' + '\n'.join(f'  {k:<10} {v!r}' for k,v in self.params.items() if k not in ('out', 'data'))
+
+# %% ../nbs/40_run.ipynb #d611f16d
+_held = {} # folders that this process works in: path -> open descriptor
+
+def claim(
+    folder,  # of a run; made
+    wait=60, # seconds to wait for another process that works in it
+):
+    "Be the only process that works in a folder, until `free` or the end of the process"
+    folder = Path(folder).absolute(); folder.mkdir(parents=True, exist_ok=True); old = _held.get(folder); end = time.monotonic()+wait
+    if old is not None and os.fstat(old).st_ino==folder.stat().st_ino: return
+    free(folder); fd = os.open(folder, os.O_RDONLY)
+    while time.monotonic()<=end:
+        try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB); _held[folder] = fd; return
+        except BlockingIOError: time.sleep(.2)
+        except OSError: os.close(fd); return # a file system without locks
+    os.close(fd)
+    raise Problem(folder, 'another process at work in this run', 'one at a time', 'Wait for it, or stop it, and run again.')
+
+def free(folder): # lets others work in a folder that `claim` took
+    fd = _held.pop(Path(folder).absolute(), None)
+    if fd is not None: os.close(fd)
 
 # %% ../nbs/40_run.ipynb #762c147f
 _ipython = {'In', 'Out', 'exit', 'quit', 'get_ipython', 'open'}
@@ -158,7 +183,7 @@ def start_run(
     keep = {k: v for k,v in values.items() if not k.startswith('_') and k not in _ipython and isinstance(v, (str, int, float, bool, list, dict, type(None)))}
     params = resolve(name, keep)
     out = params['out'] or paths().runs/params['profile']/name/digest({k: v for k,v in params.items() if k!='out'}, 10)
-    run = Run(name, params, paths().root/out); run.path.mkdir(parents=True, exist_ok=True); sweep(run.path)
+    run = Run(name, params, paths().root/out); claim(run.path); sweep(run.path)
     (run.path/'run.json').unlink(missing_ok=True)       # from here on the run is incomplete until `finish`
     write_json(run.path/'params.json', params)
     return run
@@ -175,21 +200,41 @@ def run_notebook(
     logging.getLogger('papermill').setLevel(logging.ERROR)
     src,dst,t0 = template(src),Path(dst).with_suffix('.ipynb'),time.time()
     check_values(parameters(src), params, src.stem)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    part,failed = dst.with_suffix('.part.ipynb'),dst.with_suffix('.failed.ipynb')
-    for old in (dst, failed, part): old.unlink(missing_ok=True)
-    try:
-        nb = pm.execute_notebook(str(src), str(part), params, kernel_name='python3', language='python',
-                                 cwd=str(paths().root), progress_bar=False, execution_timeout=timeout,
-                                 extra_arguments=['--IPKernelApp.log_level=40'])
-    except BaseException:
-        if part.exists(): os.replace(part, failed)
-        raise
+    part,failed,known = dst.with_suffix('.part.ipynb'),dst.with_suffix('.failed.ipynb'),secret_words(params)
+    with on_disk(dst):
+        dst.parent.mkdir(parents=True, exist_ok=True); sweep(dst.parent)
+        for old in (dst, failed, part): old.unlink(missing_ok=True)
+        try:
+            esc = lambda p: re.sub('[{}]', r'\g<0>\g<0>', str(p)) # papermill would fill braces in
+            nb = pm.execute_notebook(esc(src), esc(part), params, kernel_name='python3', language='python',
+                                     cwd=str(paths().root), progress_bar=False, execution_timeout=timeout,
+                                     extra_arguments=['--IPKernelApp.log_level=40'])
+            if left := [c.get('id') for c in nb.cells if c.cell_type=='code' and c.metadata.get('papermill', {}).get('status')=='pending']:
+                raise Problem(src.name, f'{len(left)} cells that were never run, the first is {left[0]}', 'all of them', 'A cell left the kernel, as sys.exit() does: raise an error, or let it come to its end.')
+        except BaseException as e: _failed(e, part, failed, known); raise
     made = dict(provenance(), source=src.name, params=params, wall_s=round(time.time()-t0, 1))
     _stamp(nb, made, dst.stem if dst.stem!=src.stem else '')
-    with atomic_write(dst, 'w') as f: f.write(json.dumps(nb, indent=1, ensure_ascii=False)+'\n')
+    text = json.dumps(nb, indent=1, ensure_ascii=False)+'\n'
+    if n := len(named(text, known)):
+        part.unlink(missing_ok=True)
+        raise Problem(dst.name, f'{n} names of participants of a protected cohort', 'a notebook without any', 'Nothing was kept. Show groups only, or read the manifest with neurossl.policy.admitted.')
+    with atomic_write(dst, 'w') as f: f.write(text)
     part.unlink(missing_ok=True)
     return made
+
+# %% ../nbs/40_run.ipynb #76d12a53
+def _failed(e, part, failed, known):
+    "Keep what there is of a notebook that failed; where participants have to be protected, their names are taken out of it and of the message"
+    if not known:
+        if part.exists(): os.replace(part, failed)
+        return
+    text = part.read_text(encoding='utf-8', errors='replace') if part.exists() else ''
+    part.unlink(missing_ok=True)
+    if text:
+        with atomic_write(failed, 'w') as f: f.write(blank(text, known))
+    if not isinstance(e, Exception): return # Ctrl-C
+    raise Problem(failed.name.removesuffix('.failed.ipynb'), blank(re.sub(r'\x1b\[[0-9;]*m', '', f"{getattr(e, 'ename', type(e).__name__)}: {getattr(e, 'evalue', e)}"), known),
+                  'a notebook that runs to its end', 'Names are left out, see .failed.ipynb; python -m neurossl.policy tells a pseudonym apart.') from None
 
 # %% ../nbs/40_run.ipynb #de50bb2a
 def _stamp(nb, made, name):
@@ -200,6 +245,7 @@ def _stamp(nb, made, name):
     for c in nb.cells:
         for v,short in hide.items(): c.source = c.source.replace(v, short)
     nb.metadata['neurossl'] = made
+    nb.metadata.pop('widgets', None) # they may hold whole volumes
     nb.metadata.pop('papermill', None)
     for c in nb.cells: c.metadata.pop('papermill', None); c.metadata.pop('execution', None)
     if nb.cells and name: nb.cells[0].source = re.sub(r'(?m)^title:\s*(["\']?)(.*?)\1\s*$', lambda m: f'title: "{m[2]}: {name}"', nb.cells[0].source, count=1)
@@ -207,6 +253,15 @@ def _stamp(nb, made, name):
     nb.cells.append(nbformat.v4.new_markdown_cell(
         f"## Provenance\n\nCommit `{made['git'][:10]}`{' with local changes' if made['dirty'] else ''}, {clock(made['wall_s'])} of wall time, "
         f"Python {made['python']}, {pk}. Parameters: `{json.dumps(made['params'], sort_keys=True)}`.", id='provenance'))
+    nb.metadata['neurossl']['sha256'] = contents(nb)
+
+def _line(x): return ''.join(x) if isinstance(x, list) and all(isinstance(i, str) for i in x) else {k: _line(v) for k,v in x.items()} if isinstance(x, dict) else [_line(v) for v in x] if isinstance(x, list) else x
+
+def contents(
+    nb,  # notebook as JSON
+)->str:  # 64 hex characters
+    "Hash of what a reader sees: the cells and their outputs, however the file is laid out"
+    return digest([[c['cell_type'], _line(c['source']), _line(c.get('outputs', []))] for c in nb['cells']])
 
 # %% ../nbs/40_run.ipynb #084abb54
 def parse_values(
@@ -227,16 +282,28 @@ def command(
 ):        # its value
     "Run a command; what a reader can mend, and a cell that failed, end it with one paragraph instead of a traceback"
     from papermill.exceptions import PapermillExecutionError
-    try: return do()
+    try:
+        with on_disk(where): return do()
     except Problem as e: raise SystemExit(str(e)) from None
     except PapermillExecutionError as e: raise SystemExit(f"{where}: cell {e.cell_index} raised {e.ename}: {e.evalue}\nThe notebook up to there is kept as .failed.ipynb; what was complete before stays.") from None
     except KeyboardInterrupt: raise SystemExit('\nInterrupted. What is complete is kept; the same command continues from there.') from None
 
 # %% ../nbs/40_run.ipynb #a193a7d2
+def usage(
+    name='', # of a template; '': all of them
+)->str:
+    "What can be run; of one template, its parameters with their defaults"
+    if name: path = template(name); parameters(path); return f'{path.stem}: {_titled(path)}\n\n' + _tagged(path, path.stat().st_mtime_ns)[0]
+    known = '\n'.join(f'  {p.stem:12s} {_titled(p)}' for p in sorted((paths().nbs/'experiments').glob('*.ipynb')))
+    return f'usage: python -m neurossl.run TEMPLATE OUTPUT.ipynb [name=value ...]\n       python -m neurossl.run --help TEMPLATE     its parameters\n\ntemplates\n{known}'
+
+def _titled(path): return next((m[1].strip(' "') for c in read_json(path)['cells'][:1] if (m := re.search(r'(?m)^title: *(.+)$', ''.join(c['source'])))), '')
+
 def main(argv=None):
-    "Command line: TEMPLATE OUTPUT [name=value ...]"
+    "Command line: TEMPLATE OUTPUT [name=value ...], or --help [TEMPLATE]"
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv)<2: raise SystemExit('usage: python -m neurossl.run TEMPLATE OUTPUT.ipynb [name=value ...]')
+    if argv[:1] in (['--help'], ['-h']): print(command(lambda: usage(*argv[1:2]), 'help')); return
+    if len(argv)<2: raise SystemExit(usage())
     made = command(lambda: run_notebook(argv[0], argv[1], parse_values(argv[2:])), argv[0])
     log(f"{argv[1]}: done in {clock(made['wall_s'])}")
 

@@ -62,7 +62,7 @@ def snake(
     lock = open(root/'runs'/'.lock', 'w')
     try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError: raise Problem('runs/.lock', 'a study at work in this folder', 'one at a time', 'Wait for it, or stop it.') from None
-    base = [sys.executable, '-m', 'snakemake', '--config', f'profile={profile}']
+    base = [sys.executable, '-m', 'snakemake', '--config', f'profile={profile}', f'jobs={jobs}']
     if any((root/'.snakemake'/'locks').glob('*')): subprocess.run([*base, '--unlock'], cwd=root, capture_output=True)
     bar = Progress(cells, root, jobs)
     with open(root/'runs'/'snakemake.log', 'a') as out:

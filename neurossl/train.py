@@ -23,6 +23,7 @@ from .checkpoint import TrainError, encoder_hash, load_ckpt, read_ckpt, save_ckp
 from .core import Problem, atomic_write, clock, device, did_you_mean, digest, in_notebook, keep_memory, log, paths, read_json, seed_all, sweep
 from .data import ScanDataset, build_cache, loader, on_device
 from .encoders import build_encoder
+from .policy import admitted, policy_of
 from .processes import collect, joined, mean_over, share, synced, wait, world
 from .settings import TrainConfig, optimiser, settings, step_size
 from .splits import check_disjoint, refuse_test
@@ -239,7 +240,8 @@ def fit(
     parts,identity = dict(encoder=encoder, task=task, adam=_AdamState(opt)),_identity(encoder, task, train, valid, cfg, augment)
     rows,finished = _resume(run, parts, identity); wait()
     steps = len(train)//cfg.batch; pace = _Pace(run, cfg.epochs*steps, len(rows)*steps)
-    def facts(): return dict(identity=identity, spec=getattr(encoder, 'spec', None), epoch=len(rows), epochs=cfg.epochs, history=rows)
+    seen = dict(policy=policy_of(train.man), cohorts=sorted(set(train.man.cohort))) # whose scans are in the weights, and whether they may leave this machine
+    def facts(): return dict(identity=identity, spec=getattr(encoder, 'spec', None), epoch=len(rows), epochs=cfg.epochs, history=rows, **seen)
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if dev.type=='cuda' else []), _last_words(cfg, run/'log.txt'):
         for epoch in range(len(rows), 0 if finished else cfg.epochs):
             row = dict(epoch=epoch+1, lr=step_size(cfg, epoch*steps, cfg.epochs*steps))
@@ -314,13 +316,13 @@ def read_plan(
 # %% ../nbs/23_train.ipynb #867f8d51
 def _scans_of(plan):
     "Training and validation scans of a plan; the first process fills the cache, the others find it full"
-    from neurossl.manifest import read_manifest, subset
+    from neurossl.manifest import subset
     from neurossl.phantom import embedded_cohort
     from neurossl.preprocess import Recipe
     from neurossl.splits import split_subjects
     want = dict(plan['subset']); n = want.pop('n_scans', None)
     _known('run.json, recipe', plan['recipe'], [f.name for f in fields(Recipe)])
-    man = subset(embedded_cohort() if plan['manifest']=='embedded' else read_manifest(paths().root/plan['manifest']), **want).iloc[:n]
+    man = subset(embedded_cohort() if plan['manifest']=='embedded' else admitted(paths().root/plan['manifest']), **want).iloc[:n]
     if not len(man): raise TrainError('run.json, subset', 'no scans', 'at least one batch', f"Ask for others than {plan['subset']}.")
     man = split_subjects(refuse_test(man, 'train'), valid=plan['valid'], seed=0) if plan['valid'] else refuse_test(man, 'train').assign(split='train')
     recipe = Recipe(**dict(dict(name='s1', size=48), **plan['recipe']))

@@ -12,6 +12,7 @@ import pytest
 from fixture_trees import study
 from neurossl.manifest import read_manifest
 from neurossl.phantom import phantom, sample_latents
+from neurossl.policy import masked, private_key
 from neurossl.volume import save_volume
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,4 +49,5 @@ def test_the_probe_has_run(pasted):
     assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type']=='error']
     done = list((here/'runs').rglob('run.json')); assert len(done)==1 and json.loads(done[0].read_text())['metrics']
     pred = pd.read_parquet(done[0].parent/'predictions.parquet') if (done[0].parent/'predictions.parquet').exists() else pd.read_csv(next(done[0].parent.glob('predictions*')))
-    assert pred.subject.nunique()<=16 and set(pred.scan_id)<=set(read_manifest(here/f'my_{name}.csv').index)
+    man = read_manifest(here/f'my_{name}.csv')
+    assert pred.subject.nunique()<=16 and set(pred.scan_id)<=set(masked(man, private_key(here/'runs'/'private.key')).index) and not set(pred.scan_id)&set(man.index), 'without a card a cohort is protected'

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from neurossl.cohorts import index_bids
 from neurossl.core import read_json
 from neurossl.data import ScanDataset, build_cache
 from neurossl.encoders import build_encoder
 from neurossl.phantom import phantom, phantom_cohort, sample_latents
+from neurossl.policy import whois
 from neurossl.preprocess import Recipe
 from neurossl.pretext import build_task
 from neurossl.run import run_notebook
@@ -43,7 +45,8 @@ def test_a_folder_with_a_broken_file(bids, encoder, policy, tmp_path):
     done = read_json(tmp_path/'run'/'run.json')['metrics']
     assert (done['n_scans'], done['n_subjects'], done['n_excluded'])==(7, 5, 1)
     bad = pd.read_csv(tmp_path/'run'/'excluded.csv')
-    assert bad.code.tolist()==['GZ_TRUNCATED'] and 'canary5' in bad.iloc[0, 0], 'the broken file is named in the run folder'
+    assert bad.code.tolist()==['GZ_TRUNCATED'] and ('canary5' in bad.iloc[0, 0])==(policy=='open'), 'under the protected policy the run folder holds pseudonyms'
+    if policy=='protected': assert 'canary5' in whois(index_bids(bids), bad.iloc[0, 0])[0][0]
     assert (pd.read_csv(tmp_path/'run'/'ranks.csv')['first']=='4 of 4').all(), 'two scans of the same anatomy are nearest neighbours'
     nb = json.loads((tmp_path/'real.ipynb').read_text())
     shown = json.dumps([c.get('outputs') for c in nb['cells']])

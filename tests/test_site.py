@@ -121,11 +121,100 @@ def test_quarto_is_used_where_it_is_found(project, monkeypatch):
 def test_check_site_finds_what_jars(tmp_path):
     (tmp_path/'a.html').write_text('<p id="x">@tbl-q {{&lt; embed &gt;}} ::: {.cell} $$x$$</p><img src="https://e.org/a.png"><a href="b.html">b</a><a href="#y">y</a><a href="#x">x</a><pre>#| export\ncode ::: @fig-q</pre>')
     (tmp_path/'a.css').write_text('@import url(https://fonts.example.org/x);'); (tmp_path/'big.html').write_text('<p>'+'x'*3_000_000)
+    (tmp_path/'c.html').write_text('<html><b id="x"></b><b id="x"></b><figure><img alt="a" src="data:,"></figure>')
     found = set(site.check_site(tmp_path).problem)
-    assert found=={'unresolved reference', 'raw shortcode', 'raw fence', 'raw attributes', 'raw TeX', 'raw directive', 'picture without alt', 'fetched from elsewhere', 'broken link', 'broken anchor', 'heavy page'}
+    assert found=={'unresolved reference', 'raw shortcode', 'raw fence', 'raw attributes', 'raw TeX', 'raw directive', 'picture without alt', 'fetched from elsewhere', 'broken link', 'broken anchor', 'heavy page',
+                    'id twice', 'page without language', 'picture without caption'}
 
 def test_the_sidebar_lists_the_rooms():
     assert site.sync_sidebar(ROOT, write=False)==(ROOT/'_quarto.yml').read_text(encoding='utf-8'), 'run: python -m neurossl.site sync'
+
+def test_a_page_that_nobody_placed_is_listed_under_more(project):
+    write_json(project/'nbs/extra.ipynb', nb('# extra\n\n> One more')); text = site.sync_sidebar(project)
+    assert '- nbs/extra.ipynb' in text and 'section: More' in text and text==site.sync_sidebar(project)
+    assert 'extra.html' in (site.render(project)/'nbs/index.html').read_text(encoding='utf-8')
+    (project/'nbs/extra.ipynb').unlink(); assert 'section: More' not in site.sync_sidebar(project)
+
+def test_a_page_wears_its_origin_its_run_and_its_words(project):
+    write_json(project/'nbs/glossary.ipynb', nb('# Glossary\n\n> Words', '### probe {#term-probe}\n\nA classifier.'))
+    for name in ('s1-probe-smoke/age-s0', 'real/clinic'):
+        write_json(project/f'results/{name}.ipynb', nb('---\ntitle: "Probe: x"\n---', 'A probe.', DOT, neurossl=dict(git='ab'*20, params=dict(profile='smoke', scans='secret-folder'), wall_s=61), papermill=dict(x=1)))
+    out = site.render(project); page,real = ((out/f'results/{p}.html').read_text(encoding='utf-8') for p in ('s1-probe-smoke/age-s0', 'real/clinic'))
+    assert '<strong>smoke</strong>' in page and 'ababababab' in page and '1:01' in page and 'href="../../nbs/glossary.html#term-probe"' in page
+    copy = read_json(out/'notebooks/results/s1-probe-smoke/age-s0.ipynb'); assert 'papermill' not in copy['metadata'] and len(copy['cells'])==3
+    caption = page[page.index('<figcaption>'):page.index('</figcaption>')]; assert 'notebooks/results/s1-probe-smoke/age-s0.ipynb' in caption and 'source notebook' in caption
+    assert not (out/'notebooks/results/real').exists() and 'source notebook' not in real and (out/'notebooks/nbs/00_core.ipynb').exists()
+    assert not len(bad := site.check_site(out)), bad.to_string()
+
+def test_what_a_page_shows_of_the_study_is_made_with_the_site(project):
+    from neurossl.exhibits import EXHIBITS
+    write_json(project/'nbs/shelf.ipynb', nb('# shelf\n\n> All', *[code(f'#| echo: false\n#| exhibit: {k}\n{k}()') for k in EXHIBITS]))
+    key = site.page_key(project); html = (site.render(project)/'nbs/shelf.html').read_text(encoding='utf-8')
+    for k,mark in dict(cards='card-verdict', explorer='class="sortable"', costs='hours', gallery='href="00_core.html#fig-a"', house='id="room-core"').items(): assert mark in html, k
+    assert not len(bad := site.check_site(project/'_site')), bad.to_string()
+    table = project/'results/tables/smoke/runs.csv'; table.parent.mkdir(parents=True); table.write_text('run,grid,template,complete,notebook,git,dirty,wall_s,params\na/b-s0,a,probe,True,results/a/b.ipynb,1e10,False,12.5,{}\n')
+    assert site.page_key(project)!=key and '<td>1e10</td>' in (site.render(project), (project/'_site/nbs/shelf.html').read_text(encoding='utf-8'))[1]
+    write_json(project/'nbs/shelf.ipynb', nb('# shelf', code('#| exhibit: galery\nx')))
+    with pytest.raises(Problem, match="Did you mean 'gallery'"): site.render(project)
+
+def test_an_unknown_word_of_the_glossary_stays_as_it_is():
+    terms = pages.terms_of(nb('# G', '### AD, Alzheimer\'s disease {#term-ad}', '### probe {#term-probe}'))
+    assert terms=={'AD': 'term-ad', "Alzheimer's disease": 'term-ad', 'probe': 'term-probe'}
+    say = lambda s: pages.cell_text(pages.link_terms(nb(s), terms, 'g.ipynb')['cells'][0])
+    assert say('ad hoc, AD and Probes')=='ad hoc, [AD](g.ipynb#term-ad){.term} and [Probes](g.ipynb#term-probe){.term}'
+    for s in ('# probe', '`probe` $probe$ [probe](x) ![probe](y.png)', 'a-probe probe_x reprobed', '| probe | x |', '::: {.probe}', '```\nprobe\n```', 'https://a.org/probe'): assert say(s)==s, s
+
+API = '''def fit(
+    x, y,            # scans, ages
+    lr:float=1e-3,   # step; `0` < lr
+    fs=(lambda v: v),
+    *rest, seed=0,   # of the order
+)->dict[str, float]: # loss of each epoch
+    "Fit a <network>"
+def near(a, b): return a # the closer one
+def table(
+    n, # rows
+):     # DataFrame
+    "A table"
+def _private(x): pass
+class Net(Base):
+    "A network"
+    def __init__(self,
+        size=3, # voxels
+    ): self.size = size
+    def forward(self, x:int)->int: # (B,)
+        "Apply it"
+    @property
+    def depth(self): "Layers"; return 1
+    @staticmethod
+    def load(path): "Read it"
+    def _hide(self): pass
+@dataclass(frozen=True)
+class Recipe:
+    "Numbers"
+    mm:float=1. # spacing, mm
+    _kept:int=0
+'''
+
+def test_the_reference_says_what_signatures_and_comments_say():
+    from neurossl.dress import api_of
+    got = {x['name']: x for x in api_of(API)}; assert list(got)==['fit', 'near', 'table', 'Net', 'Recipe']
+    assert got['fit']['params']==[('x', '', '', 'scans, ages'), ('y', '', '', 'scans, ages'), ('lr', '1e-3', 'float', 'step; `0` < lr'), ('fs', 'lambda v: v', '', ''), ('*rest', '', '', 'of the order'), ('seed', '0', '', 'of the order')]
+    assert got['fit']['returns']==('dict[str, float]', 'loss of each epoch') and got['fit']['doc']=='Fit a <network>'
+    assert (got['near']['note'], got['near']['params'][0], got['near']['returns'])==('the closer one', ('a', '', '', ''), ('', ''))
+    assert got['table']['returns']==('', 'DataFrame') and got['table']['params']==[('n', '', '', 'rows')]
+    net = got['Net']; assert net['params']==[('size', '3', '', 'voxels')] and net['returns']==('', '')
+    assert [(m['name'], m['doc'], [p[0] for p in m['params']]) for m in net['methods']]==[('forward', 'Apply it', ['x']), ('depth', 'Layers', []), ('load', 'Read it', ['path'])]
+    assert got['Recipe']['params']==[('mm', '1.', 'float', 'spacing, mm')]
+
+def test_a_room_shows_its_reference(project):
+    f = project/'nbs/00_core.ipynb'; raw = read_json(f); raw['cells'] += [md('## Near'), code('#| export\n'+API), code('#| hide\n#| export\ndef hidden(): pass'), code('def shown(): pass')]; write_json(f, raw)
+    out = site.render(project); page = (out/'nbs/00_core.html').read_text(encoding='utf-8')
+    for want in ('<p id="fit">', '<p id="api-near">', '<p id="Net">', '<td rowspan=2>scans, ages</td>', '<code>0</code> &lt; lr', 'Fit a &lt;network&gt;', 'Returns <code>dict[str, float]</code>: loss of each epoch', '<code>depth</code></td><td>Layers', '<code>load(path)</code>'):
+        assert want in page, want
+    for no in ('API: <code>_private', '<code>_hide', 'id="hidden"', 'id="shown"', 'id="plot"'): assert no not in page, no
+    assert 'class="api"' not in (out/'nbs/index.html').read_text(encoding='utf-8') and 'API: near' in (out/'search.json').read_text(encoding='utf-8')
+    assert not len(bad := site.check_site(out)), bad.to_string()
 
 def test_a_new_page_changes_the_key(project):
     key = site.page_key(project)

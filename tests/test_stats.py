@@ -242,3 +242,9 @@ def test_coverage_of_the_interval():
     for seed in range(300):
         for m in hit: r = ci(made(100, seed=seed, visits=2, folds=1), n=500, method=m); hit[m] += r['lo']<=truth<=r['hi']
     assert all(.91<=h/300<=.985 for h in hit.values()), hit
+
+def test_a_classifier_without_a_threshold_beside_one_that_has_it():
+    g = np.random.default_rng(3); y = np.arange(60)%2; one,two = (predictions(y, np.clip(.5+.3*(y-.5)+.2*g.normal(size=60), 0, 1), seed=s) for s in (0, 1))
+    both = pd.concat([one, two.assign(threshold=.4)]) # as tables of several runs are stacked
+    assert score(both[both.seed.eq(0)])==score(one) and judged(both).threshold.tolist()==[.5]*60+[.4]*60
+    assert score(both)['sensitivity']==pytest.approx((score(one)['sensitivity']+score(two.assign(threshold=.4))['sensitivity'])/2)

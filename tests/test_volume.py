@@ -7,64 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from fixture_bad import BROKEN, GZ, MM, RAW, SOUND, WARNED, X, Z, head, nifti, pix, with_value
 from neurossl.volume import (CODES, ScanError, Volume, fingerprint, fingerprint_distance, load_volume, qc_file, read_scan, save_volume, show_grid,
                              show_volume, voxel_hash)
-
-MM = np.array([[2., 0, 0, -20], [0, 2, 0, -30], [0, 0, 2, -10], [0, 0, 0, 1]])
-
-def head(shape=(11,12,13)):
-    x = np.zeros(shape, np.float32)
-    x[2:-2,2:-2,2:-2] = np.arange(np.prod([n-4 for n in shape])).reshape([n-4 for n in shape])%200 + 20
-    return x
-
-def nifti(x=None, affine=MM, endian='<', cls=nib.Nifti1Image, **fields):
-    "Bytes of a NIfTI file; `fields` overwrite header fields, sane or not"
-    H = cls.header_class
-    x = head() if x is None else x
-    h = H(endianness=endian); h.set_data_dtype(x.dtype.newbyteorder('='))
-    b = cls(x, affine, h).to_bytes()
-    h = H(b[:H.sizeof_hdr], endian, check=False)
-    with np.errstate(all='ignore'):
-        for k,v in fields.items(): h[k] = v
-    return h.binaryblock + b[len(h.binaryblock):]
-
-Z = lambda b: gzip.compress(b, mtime=0)
-X = head()
-def with_value(v, dtype=np.float32): x = X.astype(dtype); x[5,5,5] = v; return x
-RAW = nifti(); GZ = Z(RAW)
-pix = lambda *p: dict(pixdim=[1,*p,0,0,0,0])
-dim = lambda *d: dict(dim=list(d)+[1]*(8-len(d)))
-sform = lambda a: dict(srow_x=a[0], srow_y=a[1], srow_z=a[2])
-
-BROKEN = { # case of the catalogue: (name, bytes, code)
-    1: ('a.nii.gz', GZ[:len(GZ)//2], 'GZ_TRUNCATED'), 2: ('a.nii.gz', GZ[:-8], 'GZ_TRUNCATED'), '2b': ('a.nii.gz', GZ[:-1], 'GZ_TRUNCATED'),
-    3: ('a.nii.gz', GZ[:-8]+bytes([GZ[-8]^1])+GZ[-7:], 'GZ_CRC'), 4: ('a.nii.gz', GZ[:-4]+bytes([GZ[-4]^1])+GZ[-3:], 'GZ_CRC'),
-    6: ('a.nii.gz', b'', 'EMPTY'), '6b': ('a.nii', b'', 'EMPTY'), 7: ('a.nii', b'randomrandom'*99, 'HEADER'), '7b': ('a.nii', bytes(128)+b'DICM'+bytes(400), 'DICOM'),
-    '7c': ('a.nii.gz', Z(bytes(128)+b'DICM'+bytes(400)), 'DICOM'), '7d': ('a.dcm', bytes(128)+b'DICM'+bytes(400), 'DICOM'), '7e': ('a.zip', b'PK\3\4'+bytes(9), 'FORMAT'),
-    '7f': ('a.txt', b'hello', 'FORMAT'), '7g': ('a.nii.gz', b'version https://git-lfs.github.com/spec/v1', 'FORMAT'),
-    8: ('a.nii.gz', b'<!DOCTYPE html>', 'HTML'), '8b': ('a.nii', b'\n <html>', 'HTML'), 9: ('a.nii', GZ, 'IS_GZIP'), '9b': ('a.nii.gz', RAW, 'NOT_GZIP'),
-    11: ('a.nii', RAW[:-1], 'SHORT_DATA'), '11b': ('a.nii.gz', Z(RAW[:-1]), 'SHORT_DATA'), '11c': ('a.nii', RAW[:200], 'SHORT_DATA'),
-    12: ('a.nii', nifti(**dim(3,11,12,12)), 'LONG_DATA'), '12b': ('a.nii.gz', Z(nifti(**dim(3,11,12,12))), 'LONG_DATA'),
-    13: ('a.nii', nifti(**dim(3,30000,30000,30000)), 'TOO_LARGE'), '13b': ('a.nii.gz', Z(nifti(**dim(3,2000,2000,2000))), 'TOO_LARGE'),
-    14: ('a.nii.gz', Z(RAW+bytes(3*10**6)), 'BOMB'), '14b': ('a.nii.gz', Z(RAW)+Z(bytes(3*10**6)), 'BOMB'),
-    15: ('a.nii', nifti(**dim(0)), 'ZERO_DIM'), '15b': ('a.nii', nifti(**dim(3,11,0,13)), 'ZERO_DIM'), 16: ('a.nii', nifti(**dim(3,11,-12,13)), 'NEGATIVE_DIM'),
-    '16b': ('a.nii', nifti(**dim(9,11,12,13)), 'HEADER'),
-    17: ('a.nii', nifti(with_value(np.nan)), 'NON_FINITE'), '17b': ('a.nii.gz', Z(nifti(with_value(-np.inf))), 'NON_FINITE'), '17c': ('a.nii', nifti(with_value(np.nan, '>f8'), endian='>'), 'NON_FINITE'),
-    18: ('a.nii', nifti(X*0), 'CONSTANT'), '18b': ('a.nii', nifti(X*0+7), 'CONSTANT'), '18c': ('a.nii', nifti(with_value(1e30)), 'OUTLIER'),
-    '18d': ('a.nii', nifti(with_value(-1e30)), 'OUTLIER'), 19: ('a.nii', nifti(X[:,:,3]), 'NOT_3D'), '19b': ('a.nii', nifti(X[:,:,3:4]), 'NOT_3D'),
-    21: ('a.nii', nifti(np.stack([X]*3, -1)), 'FOUR_D'), '21b': ('a.nii', nifti(np.stack([X]*3, -1)[:,:,:,None]), 'FOUR_D'),
-    22: ('a.nii', nifti(datatype=128, bitpix=24), 'RGB'), '22b': ('a.nii', nifti(datatype=2304), 'RGB'), 23: ('a.nii', nifti(X.astype(np.complex64)), 'COMPLEX'),
-    '23b': ('a.nii', nifti(datatype=1), 'DTYPE'), '23c': ('a.nii', nifti(datatype=999), 'DTYPE'),
-    25: ('a.nii', nifti(**pix(2,0,2)), 'SPACING'), 26: ('a.nii', nifti(**pix(2,np.nan,2)), 'SPACING'), '26b': ('a.nii', nifti(**pix(np.inf,2,2)), 'SPACING'),
-    28: ('a.nii', nifti(**pix(1,1,1)), 'QS_CONFLICT'), '28b': ('a.nii', nifti(qform_code=1, quatern_b=0, quatern_c=1, quatern_d=0), 'QS_CONFLICT'),
-    29: ('a.nii', nifti(**sform(np.zeros((3,4)))), 'AFFINE'), '29b': ('a.nii', nifti(**sform(np.full((3,4), np.nan))), 'AFFINE'),
-    '29c': ('a.nii', nifti(**sform(np.array([[2.,2,0,0],[0,1e-5,0,0],[0,0,2,0]]))), 'AFFINE'),
-    '29d': ('a.nii', nifti(sform_code=0, qform_code=1, quatern_b=5), 'AFFINE'), 30: ('a.nii', nifti(affine=np.diag([.001,.001,.001,1])), 'SPACING'),
-    '30b': ('a.nii', nifti(affine=np.diag([1000,1000,1000,1])), 'SPACING'), 31: ('a.nii', nifti(scl_slope=np.inf), 'SCALE'), '31b': ('a.nii', nifti(scl_slope=2, scl_inter=np.nan), 'SCALE'),
-    '31c': ('a.nii', nifti(scl_slope=1e38, scl_inter=0), 'OVERFLOW'), 32: ('a.nii', nifti(with_value(1e300, np.float64)), 'OVERFLOW'),
-    34: ('a.img', X.tobytes(), 'NO_PAIR'), '34b': ('a.hdr', RAW[:348], 'NO_PAIR'), '35m': ('a.nii', nifti(magic=b'ni1'), 'HEADER'), '35o': ('a.nii', nifti(vox_offset=np.nan), 'HEADER'),
-    '35p': ('a.nii', nifti(vox_offset=-16), 'HEADER'), '35q': ('a.mgz', Z(b'\0\0\0\2'+bytes(400)), 'HEADER'), '35r': ('a.mgh', b'\0\0\0\1', 'SHORT_DATA'),
-}
 
 @pytest.mark.parametrize('case', BROKEN)
 def test_catalogue(case, tmp_path):
@@ -87,9 +32,6 @@ def test_no_file(tmp_path):
     p = tmp_path/'locked.nii'; p.write_bytes(RAW); p.chmod(0)
     if os.geteuid(): assert qc_file(p)['code']=='UNREADABLE'
 
-WARNED = {20: ('a.nii', nifti(X[...,None]), 'SQUEEZED'), 24: ('a.nii', nifti(**pix(-2,2,2)), 'PIXDIM'), 27: ('a.nii', nifti(sform_code=0), 'NO_ORIENTATION'),
-          10: ('a.nii.gz', GZ+b'junk', 'GZ_JUNK'), '28w': ('a.nii', nifti(qform_code=1, qoffset_x=-20, qoffset_y=-33, qoffset_z=-10), 'QS_DIFFER')}
-
 @pytest.mark.parametrize('case', WARNED)
 def test_warned_but_right(case, tmp_path):
     name,b,code = WARNED[case]
@@ -97,10 +39,6 @@ def test_warned_but_right(case, tmp_path):
     v,qc = read_scan(p)
     assert qc['code']=='OK' and any(w.startswith(code+':') for w in qc['warnings'])
     assert np.array_equal(v.data, X[::-1] if case==27 else X) # without directions: radiological, as nibabel and FSL read it
-
-SOUND = {'slope 0': nifti(scl_slope=0), 'slope nan': nifti(scl_slope=np.nan, scl_inter=3), 'big-endian': nifti(endian='>'), 'nifti-2': nifti(cls=nib.Nifti2Image),
-         'nifti-2 big-endian': nifti(cls=nib.Nifti2Image, endian='>'), 'qfac 0': nifti(sform_code=0, qform_code=1, qoffset_x=-20, qoffset_y=-30, qoffset_z=-10, pixdim=[0,2,2,2,0,0,0,0]),
-         **{k: nifti(X.astype(k)) for k in ('u1', 'i2', '>i2', 'i4', 'f8', 'i8', 'u2', 'u4', 'u8')}, 'scaled': nifti((X-20).astype(np.int16), scl_slope=1, scl_inter=20)}
 
 @pytest.mark.parametrize('case', SOUND)
 @pytest.mark.parametrize('ending', ['.nii', '.nii.gz', '.NII.GZ'])

@@ -1,0 +1,47 @@
+"The OASIS-1 path from a fabricated folder to a report; the planner's notebook"
+import numpy as np
+import pandas as pd
+import pytest
+from neurossl.core import read_json
+from neurossl.phantom import phantom, sample_latents
+from neurossl.run import parameters, resolve, run_notebook
+
+
+def fabricated(root, people=24, side=40):
+    "Discs with masked atlas scans (Analyze pairs) and the table: every second person of sixty and more is rated above 0; the first two are young and not rated, one scan is broken"
+    import nibabel as nib
+    rows = []
+    for i in range(1, people+1):
+        name = f'OAS1_{i:04d}_MR1'; old,ad = i>2,i%2==0; at = root/f'disc{1+i%3}'/name/'PROCESSED'/'MPRAGE'/'T88_111'; at.mkdir(parents=True)
+        v = phantom(sample_latents(5, i, 'clinical_a', dx='AD' if ad and old else 'CN', age=60.+i, severity=1.2*(ad and old)), side).data
+        img = nib.Spm99AnalyzeImage(v.astype(np.int16), np.diag([-192/side, 192/side, 192/side, 1])); nib.save(img, at/f'{name}_mpr_n4_anon_111_t88_masked_gfc.img')
+        if i==people: (at/f'{name}_mpr_n4_anon_111_t88_masked_gfc.img').write_bytes(b'')
+        rows.append([name, 'MF'[i%2], 'R', str(60+i if old else 20), '3', '2', '28', ('0.5' if ad else '0') if old else '', '1400', '.75', '1.2', 'N/A'])
+    (root/'oasis_cross-sectional.csv').write_text('\n'.join(map(','.join, [['ID', 'M/F', 'Hand', 'Age', 'Educ', 'SES', 'MMSE', 'CDR', 'eTIV', 'nWBV', 'ASF', 'Delay'], *rows]))+'\n')
+    return root
+
+
+def test_the_fabricated_folder_is_read_as_oasis1_is(tmp_path):
+    from neurossl.cohorts import index_oasis1
+    root = fabricated(tmp_path, 8, 32); m = index_oasis1(root, root); assert len(m)==8 and m.dx.tolist()==['', '', 'CN', 'AD', 'CN', 'AD', 'CN', 'AD'] and m.age.iloc[2]==63
+
+
+def test_templates_declare_what_make_gives():
+    assert {'root', 'rule', 'pretrain', 'card'}<=set(parameters('oasis1')) and resolve('oasis1', dict(profile='smoke', root='x'))['folds']==2
+    assert resolve('planner', {})['power']==.8 and resolve('encoder', dict(profile='smoke'))['bootstrap']==200
+
+
+@pytest.mark.slow
+def test_from_folder_to_report(tmp_path):
+    run_notebook('oasis1', tmp_path/'oasis1.ipynb', dict(profile='smoke', size=32, root=str(fabricated(tmp_path/'data')), out=str(tmp_path/'run')))
+    m,flow = read_json(tmp_path/'run'/'run.json')['metrics'],pd.read_csv(tmp_path/'run'/'flow.csv').scans.tolist()
+    assert flow==[24, 22, 22, 21] and m['n_scans']==21 and m['n_ad']==10 and .4<m['auc']<=1
+    r = pd.read_csv(tmp_path/'run'/'results.csv'); assert set(r.arm)=={'age+sex', 'ROI volumes', 'voxels 16^3', 'PCA', 'random-init'} and len(pd.read_csv(tmp_path/'run'/'excluded.csv'))==1
+    assert 'OAS1_' not in (tmp_path/'oasis1.ipynb').read_text(), 'no participant is named on the page'
+    with pytest.raises(Exception, match='ROOT'): run_notebook('oasis1', tmp_path/'x.ipynb', dict(profile='smoke', out=str(tmp_path/'x')))
+
+
+@pytest.mark.slow
+def test_the_planners_notebook(tmp_path):
+    run_notebook('planner', tmp_path/'plan.ipynb', dict(labels=[20, 50, 100, 200], label_aucs=[.7, .76, .8, .82], out=str(tmp_path/'run')))
+    assert read_json(tmp_path/'run'/'run.json')['metrics']['needed']==479 and len(pd.read_csv(tmp_path/'run'/'sizes.csv'))==5
