@@ -16,7 +16,7 @@ export THP_MEM_ALLOC_ENABLE := 1
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 .DEFAULT_GOAL := help
 .PHONY: help study smoke grid keep sealed real test test-slow report site rooms extras lab calibrate bench lock clean
-.PHONY: encoder oasis1 plan
+.PHONY: encoder oasis1 plan verify scan faults
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -67,6 +67,15 @@ rooms: $(OK) ## execute every room and the home page in place
 
 calibrate: $(OK) ## measure the embedded cohort against its targets (nbs/experiments/calibration.csv)
 	@$(RUN) neurossl.run calibrate results/calibrate/calibrate.ipynb
+
+verify: $(OK) ## hash every artefact again and hold it against its record: what was changed, is missing, does not belong
+	@$(RUN) neurossl.verify results runs
+
+scan: $(OK) ## look through notebooks, pages and results for names, absolute paths, widget state
+	@$(RUN) neurossl.scan
+
+faults: $(OK) ## kill, fill the disk, fuzz; say how much was tried and what was lost (slow)
+	pytest -q -rP -m slow tests/test_faults.py tests/test_fuzz.py
 
 encoder: $(OK) ## judge an encoder of yours: make encoder CONFIG=examples/encoder.yaml PROFILE=smoke
 	@$(RUN) neurossl.run encoder results/encoder/$(notdir $(basename $(CONFIG))).ipynb 'config="$(CONFIG)"' profile=$(PROFILE) out=runs/$(PROFILE)/encoder/$(notdir $(basename $(CONFIG)))
