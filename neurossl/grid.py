@@ -201,7 +201,7 @@ def run_cell(
     "Execute a cell's notebook in its own folder"
     root = Path(root or paths().root); folder = root/cell['run']; key = cell_keys([cell, *_below(cell)])[name_of(cell)]; mark = folder/'key.json'
     claim(folder) # a kernel that outlived its killed study ends first
-    if folder.exists() and (not mark.exists() or read_json(mark)!=key): shutil.rmtree(folder)
+    if folder.exists() and (not mark.exists() or read_json(mark)!=key): (folder/'run.json').unlink(missing_ok=True); shutil.rmtree(folder) # incomplete first, then gone
     free(folder); write_json(mark, key)
     return run_notebook(cell['template'], root/cell['notebook'], cell['params'])
 

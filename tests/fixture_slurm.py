@@ -45,6 +45,8 @@ def slurm(d):
         with socket.socket() as s: s.bind(('', 0)); ports.append(s.getsockname()[1])
     (d/'slurm.conf').write_text(CONF.format(host=host, d=d, p1=ports[0], p2=ports[1], cpus=os.cpu_count())); (d/'munge.key').write_bytes(os.urandom(128)); (d/'munge.key').chmod(0o400)
     env = {**os.environ, 'SLURM_CONF': str(d/'slurm.conf')}; run = lambda *c, wait=True: subprocess.Popen(c, env=env, stdout=subprocess.DEVNULL, stderr=open(d/'said.log', 'a'))
+    (d/'bin').mkdir(); (d/'bin'/'srun').write_text(f'#!/bin/sh\nSLURM_CONF={d}/slurm.conf exec {shutil.which("srun")} "$@"\n'); (d/'bin'/'srun').chmod(0o755) # a job does not inherit SLURM_CONF, and there is no /etc/slurm
+    env['PATH'] = f"{d}/bin{os.pathsep}{env['PATH']}"
     procs = [run('munged', '--foreground', '--force', f'--socket={d}/munge.sock', f'--key-file={d}/munge.key', f'--pid-file={d}/munge.pid', f'--log-file={d}/munge.log', f'--seed-file={d}/munge.seed')]; time.sleep(1)
     procs += [run('slurmctld', '-D', '-f', str(d/'slurm.conf'))]; time.sleep(2); procs += [run('slurmd', '-D', '-N', host, '-f', str(d/'slurm.conf'))]
     try:

@@ -44,6 +44,7 @@ def made(gain, seed, n=80, twins=3): # features without content, and one arm wit
     return judge_guest([('guest', 'simclr', t(gain)), *[(f'random-init {i}', 'random-init', t(0)) for i in range(twins)]], man, 'clinical_a', probes=('linear',), folds=3)
 
 
+@pytest.mark.slow
 def test_the_verdict_finds_what_was_planted_and_nothing_where_nothing_is():
     r = against_twins(made(3., 0), 'guest', 400).iloc[0]; assert r.verdict=='better than random init' and r.value>.2 and r.twins==3
     said = [against_twins(made(0., s), 'guest', 200).verdict[0] for s in range(12)]; assert said.count('indistinguishable from random init')>=11

@@ -168,6 +168,7 @@ def test_tables_do_not_run(tmp_path):
 def test_a_script_in_an_id_never_gets_in(canaries):
     with pytest.raises(ManifestError, match='markup|letters'): write_manifest(index_bids(canaries).assign(site='<script>canary()</script>'), canaries/'x.csv')
 
+@pytest.mark.slow # CI runs `make scan` itself
 def test_what_the_project_holds_is_clean():
     found = scan(); assert not found, '\n'.join(f'{f.name}: {r}: {w}' for f,r,w in found[:20])
 

@@ -39,11 +39,13 @@ def pasted(request, tmp_path_factory):
         said.append(p.stdout)
     return request.param, here, said
 
+@pytest.mark.slow # .ci/run runs it
 def test_the_manifest(pasted):
     name,here,said = pasted; man = read_manifest(here/f'my_{name}.csv')
     assert (len(man), man.subject.nunique())==(20, 16) and man.dx.value_counts().to_dict()=={'CN': 12, 'AD': 8} and man.sha256.ne('').all()
     assert man.sex.isin(['F', 'M']).all() and man.age.between(60, 78).all() and 'indexed' in said[0] and '16' in said[0]
 
+@pytest.mark.slow
 def test_the_probe_has_run(pasted):
     name,here,_ = pasted; nb = json.loads((here/f'my_{name}.ipynb').read_text())
     assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type']=='error']

@@ -113,7 +113,7 @@ def test_slurm_gives_the_tables_of_one_machine(tmp_path):
     (profile/'config.yaml').write_text((ROOT/'nbs'/'experiments'/'slurm'/'config.yaml').read_text().replace('latency-wait: 60', 'latency-wait: 20'))
     p = subprocess.run([sys.executable, '-c', 'import sys; from neurossl.study import snake; sys.exit(snake("tiny", 1))'], cwd=here, env=env_of(here), capture_output=True, text=True); assert p.returncode==0, (here/'runs'/'snakemake.log').read_text()[-2000:]
     with slurm(tmp_path/'slurm') as env:
-        q = subprocess.run([sys.executable, '-m', 'snakemake', '--workflow-profile', 'nbs/experiments/slurm', '--config', 'profile=tiny'], cwd=there, env={**env_of(there), 'SLURM_CONF': env['SLURM_CONF']}, capture_output=True, text=True, timeout=1500)
+        q = subprocess.run([sys.executable, '-m', 'snakemake', '--workflow-profile', 'nbs/experiments/slurm', '--config', 'profile=tiny'], cwd=there, env={**env_of(there), 'SLURM_CONF': env['SLURM_CONF'], 'PATH': f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}, capture_output=True, text=True, timeout=1500)
         assert q.returncode==0, q.stderr[-3000:]+''.join(f.read_text()[-500:] for f in there.rglob('*.log') if '.snakemake' in f.parts)[-3000:]
         jobs = subprocess.run(['squeue', '-h', '-t', 'all', '-o', '%j %T'], env=env, capture_output=True, text=True).stdout.splitlines()
     assert len(jobs)==5 and all('COMPLETED' in j for j in jobs), jobs # the cohort and four cells

@@ -11,6 +11,7 @@ def opened(tmp_path, n, **kw):
                                                             n_train=[20], log=str(tmp_path/'log.csv'), out=str(tmp_path/f'run{n}')), **kw))
     return tmp_path/f'run{n}'
 
+@pytest.mark.slow # .ci/run runs it
 def test_opening_twice_is_visible_and_judges_other_people(tmp_path):
     run = opened(tmp_path, 1); r = pd.read_csv(run/'results.csv'); pred = pd.read_csv(run/'predictions.csv')
     assert set(r.arm)=={'random-init', 'age+sex'} and r.result.eq('a lesson').all() and r[r.metric.eq('auc')].value.between(0, 1).all()
