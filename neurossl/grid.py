@@ -13,14 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .compare import SETTING, contrasts, estimates, operating_points, pairs_of
 from .core import did_you_mean, digest, paths, read_json, write_json
 from .kept import place, thaw
-from .leaklab import contamination_report
-from .ledger import exact_checks, judge, pretext_checks, published, read_ledger
-from .manifest import cohort_table
 from .run import ParameterError, claim, free, profiles, resolve, run_notebook
-from .seal import read_log
 
 # %% ../nbs/41_grid.ipynb #9bda58d1
 def load_grid(
@@ -228,6 +223,7 @@ def study_scans(
     return pd.concat([subset(man, cohort=c).iloc[:p[n]] for c,n in (('population', 'population'), ('clinical_a', 'clinical'), ('clinical_b', 'clinical'))])
 
 def _once(pred): # two grids may probe the same encoder in the same setting
+    from neurossl.compare import SETTING
     return pred.drop_duplicates([c for c in (*SETTING, 'arm', 'seed', 'fold', 'scan_id') if c in pred]) if len(pred) else pred
 
 def _runs(root, cells):
@@ -256,6 +252,7 @@ def _contamination(scans): # of `study_scans`
     "Whether anybody who is judged was pretrained on, in the development and in the sealed part"
     from neurossl.manifest import subset
     from neurossl.phantom import embedded_cohort
+    from neurossl.leaklab import contamination_report
     judged = {f'{c}, {s}': subset(t, cohort=c) for s,t in (('development', scans), ('sealed', subset(embedded_cohort(), split='sealed'))) for c in ('clinical_a', 'clinical_b')}
     return pd.concat([contamination_report(subset(scans, cohort='population'), t).reset_index().assign(judged=k) for k,t in judged.items()], ignore_index=True)
 
@@ -270,6 +267,10 @@ def collect(
     root=None,         # of the study
 )->dict:               # name -> table
     "Tables of all complete runs of a profile, of this machine and kept"
+    from neurossl.compare import contrasts, estimates, operating_points, pairs_of # here, and not above: a cell that only runs a notebook starts seconds sooner
+    from neurossl.ledger import exact_checks, judge, pretext_checks, published, read_ledger
+    from neurossl.manifest import cohort_table
+    from neurossl.seal import read_log
     root = Path(root or paths().root); thaw(profile, root); cells = study_cells(profile); runs = _runs(root, cells)
     done = [c for c,ok in zip(cells, runs.complete) if ok]; of = lambda t: [c for c in done if c['template']==t]
     n,pred = profiles()[profile]['study']['bootstrap'],_stack(root, of('probe')+of('finetune')+of('slices'), 'predictions.csv')
