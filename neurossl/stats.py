@@ -219,7 +219,7 @@ def by_group(
     group,        # Series: group per scan_id, such as man.sex or man.site; empty names are left out
     metric='auc', # one of METRICS
     **kw,         # n, seed, level, method of `ci`
-)->pd.DataFrame:  # one row a group: value, lo, hi, n_subjects, n_ad; nan below five subjects of a class
+)->pd.DataFrame:  # one row a group: value, lo, hi, n_subjects, n_ad; nan below five subjects of a class, or where a fold holds so few that resamples lose it
     "A metric with its interval in each subgroup"
     p = judged(pred); g = p.scan_id.map(group).astype(object); rows = []
     for name in sorted(g.dropna().unique(), key=str):
@@ -227,6 +227,7 @@ def by_group(
         if str(name)=='': continue
         if metric in ('auc', 'ap'): q = q[q.groupby(FIT).y.transform('nunique')==2] # a fold whose subgroup has one class ranks nothing
         n_ad,n_cn = (q[q.y==c].subject.nunique() for c in (1, 0))
-        r = ci(q, metric, **kw) if min(n_ad, n_cn)>=5 else dict.fromkeys(('value', 'lo', 'hi'), np.nan)
+        n = q.subject.nunique(); lost = ((1-q.groupby([*FIT, 'y']).subject.nunique()/n)**n).sum() if n else 1. # share of resamples that would lack a class
+        r = ci(q, metric, **kw) if min(n_ad, n_cn)>=5 and lost<.05 else dict.fromkeys(('value', 'lo', 'hi'), np.nan)
         rows.append(dict(group=name, **{k: r[k] for k in ('value', 'lo', 'hi')}, n_subjects=q.subject.nunique(), n_ad=n_ad))
     return pd.DataFrame(rows)

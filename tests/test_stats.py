@@ -248,3 +248,8 @@ def test_a_classifier_without_a_threshold_beside_one_that_has_it():
     both = pd.concat([one, two.assign(threshold=.4)]) # as tables of several runs are stacked
     assert score(both[both.seed.eq(0)])==score(one) and judged(both).threshold.tolist()==[.5]*60+[.4]*60
     assert score(both)['sensitivity']==pytest.approx((score(one)['sensitivity']+score(two.assign(threshold=.4))['sensitivity'])/2)
+
+def test_a_group_that_resamples_would_lose_has_no_number():
+    y = np.r_[np.zeros(20), np.ones(6)].astype(int); p = predictions(np.r_[y, y], np.r_[y, y]*.3+.3, fold=np.r_[np.zeros(26), np.ones(26)].astype(int), subject=[f's{i}' for i in range(52)], scan_id=[f's{i}' for i in range(52)])
+    few = p.groupby('fold').head(22); g = pd.Series('a', index=p.scan_id) # two with the disease in each fold
+    assert np.isnan(by_group(few, g, n=100).value[0]) and by_group(p, g, n=100).value[0]==1.
