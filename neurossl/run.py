@@ -143,7 +143,7 @@ class Run:
     def finish(self, **metrics):
         "Write metrics.json, then run.json with the sha256 of every artefact"
         write_json(self.path/'metrics.json', metrics)
-        files = {f.name: file_sha256(f) for f in sorted(self.path.iterdir()) if f.is_file() and f.name not in ('log.txt', 'run.json')}
+        files = {n: file_sha256(f) for f in sorted(self.path.rglob('*')) if f.is_file() and (n := f.relative_to(self.path).as_posix()) not in ('log.txt', 'run.json')}
         wall = round(time.time()-self.t0, 1)
         write_json(self.path/'run.json', dict(run=self.id, template=self.template, params=self.params, metrics=metrics, files=files, wall_s=wall, peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024, policy=self.policy, **provenance()))
         self.log(f'complete in {clock(wall)}'); free(self.path)
