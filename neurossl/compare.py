@@ -44,7 +44,7 @@ def arm_features(
             runs = [run] if isinstance(run, (str, Path)) else run
             for epoch in [*epochs, None]: yield arm, epoch or '', _beside([embed(Pooled(load_encoder(r, epoch=epoch), pool), ds) for r in runs])
         elif kind=='random-init':
-            seed_all(seed); yield kind, '', embed(Pooled(refresh_bn(build_encoder(encoder), ds), pool), ds)
+            seed_all(seed); yield kind if pool=='mean' else f'{kind} {pool}', '', embed(Pooled(refresh_bn(build_encoder(encoder), ds), pool), ds)
         else: yield kind, '', baseline_features(man, 'voxels 16^3' if kind=='PCA' else kind, cache)
 
 # %% ../nbs/35_compare.ipynb #7151ab72

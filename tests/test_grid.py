@@ -31,8 +31,9 @@ def test_of_selects_what_a_grid_stands_on():
     assert ids==['age-s0', 'age-s1', 'age-s2'] and all(c['needs'][0].startswith('s1-pretext/age-s') for c in expand('s1-imbalance', 'full'))
 
 def test_every_contrast_names_arms_that_a_profile_runs():
+    def named(f, pool='mean', **_): return f if pool=='mean' else f'{f} {pool}' # as `arm_features` does
     for p in ('full',):
-        arms = {c['params'].get('arm') for c in study_cells(p)} | {f for c in study_cells(p) for f in c['params'].get('features') or []}
+        arms = {c['params'].get('arm') for c in study_cells(p)} | {named(f, **c['params']) for c in study_cells(p) for f in c['params'].get('features') or []}
         for g in {c['grid'] for c in study_cells(p)}:
             if g[:3]!='s1-': continue
             for _,a,b in pairs_of(load_grid(g).get('contrasts')): assert a in arms and b in arms, (g, a, b)
