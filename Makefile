@@ -5,7 +5,7 @@ VENV     ?= .venv
 PROFILE  ?= default
 J        ?= 2
 POLICY   ?= protected
-BENCH    ?= ci
+BENCH    ?= full
 CONFIG   ?= examples/encoder.yaml
 SET      ?=
 OK       := $(VENV)/.installed
@@ -75,7 +75,7 @@ scan: $(OK) ## look through notebooks, pages and results for names, absolute pat
 	@$(RUN) neurossl.scan
 
 faults: $(OK) ## kill, fill the disk, fuzz; say how much was tried and what was lost (slow)
-	pytest -q -rP -m slow tests/test_faults.py tests/test_fuzz.py
+	pytest -q -m slow tests/test_faults.py tests/test_fuzz.py tests/test_distributed.py
 
 encoder: $(OK) ## judge an encoder of yours: make encoder CONFIG=examples/encoder.yaml PROFILE=smoke
 	@$(RUN) neurossl.run encoder results/encoder/$(notdir $(basename $(CONFIG))).ipynb 'config="$(CONFIG)"' profile=$(PROFILE) out=runs/$(PROFILE)/encoder/$(notdir $(basename $(CONFIG)))
@@ -99,8 +99,16 @@ extras-ants: $(OK) ## diffeomorphic registration (ANTs), in .venv-ants: its NumP
 lab: $(OK) ## open the notebooks, the home page first
 	jupyter lab nbs/index.ipynb
 
-bench: $(OK) ## side by side with peers: equality gates, ratios, goals (make bench BENCH=full for all)
-	@$(RUN) benchmarks $(BENCH)
+bench: $(OK) ## side by side with peers: equality gates, ratios, goals, the README's table (BENCH=ci, cuda, scaling for others)
+	@$(if $(wildcard .venv-peers/.installed),.venv-peers/bin/python,$(VENV)/bin/python) -m benchmarks $(BENCH)
+
+.PHONY: bench-peers
+bench-peers: .venv-peers/.installed ## the peers in an environment of their own, which `make bench` then takes (2 GB)
+
+.venv-peers/.installed: benchmarks/requirements-peers.txt constraints.txt | $(OK)
+	uv venv -q --clear --python $(VENV)/bin/python .venv-peers
+	VIRTUAL_ENV=$(CURDIR)/.venv-peers uv pip install -q --system-certs -c constraints.txt -r benchmarks/requirements-peers.txt -e .
+	@touch $@
 
 lock: $(OK) ## pin the installed versions
 	uv pip freeze --exclude-editable | grep -v '^uv==' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > constraints.txt

@@ -1,6 +1,6 @@
 # The DAG of the study: the cohort once, then one job for each cell of the grids in nbs/experiments/grids.
 # make study calls it through neurossl.study; on a cluster: snakemake --workflow-profile nbs/experiments/slurm --config profile=paper
-from neurossl.cluster import resources
+from neurossl.cluster import redate, resources
 from neurossl.grid import cell_keys, code_key, study_cells
 from neurossl.core import digest
 
@@ -9,6 +9,9 @@ import sys
 PROFILE = config.get("profile", "default")
 CELLS = {f"{c['grid']}/{c['id']}": c for c in study_cells(PROFILE)}
 KEYS = cell_keys(CELLS.values())
+redate(PROFILE) # Snakemake looks at dates, and a clock may have been set back
+
+COHORT = dict(template="cohort", params=dict(profile=PROFILE, size=128), seconds=4800) # 6.7 GB until one has been measured
 
 def cell(w): return CELLS[f"{w.grid}/{w.id}"]
 
@@ -23,7 +26,7 @@ rule cohort:
     params: key=digest([code_key("nbs/experiments/pretrain.ipynb"), PROFILE], 16)
     log: f"runs/{PROFILE}/cohort.log"
     threads: int(config.get("jobs", 2))
-    resources: mem_mb=6000, runtime=240
+    resources: mem_mb=lambda w, attempt: resources(COHORT, attempt)["mem_mb"], runtime=lambda w, attempt: max(240, resources(COHORT, attempt)["runtime"]) # the last one may have found all in the cache
     shell: "{sys.executable} -m neurossl.study cohort {PROFILE} {threads} {output} > {log} 2>&1"
 
 rule cell: # one notebook
@@ -36,7 +39,7 @@ rule cell: # one notebook
     threads: 1
     resources: # what the last run like it took, or what its size needs
         mem_mb=lambda w, attempt: resources(cell(w), attempt)["mem_mb"],
-        runtime=lambda w: resources(cell(w))["runtime"],
+        runtime=lambda w, attempt: resources(cell(w), attempt)["runtime"],
         gpu=lambda w: resources(cell(w))["gpu"],
     shell: "{sys.executable} -m neurossl.study cell {PROFILE} {wildcards.grid}/{wildcards.id} > {log} 2>&1"
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['START_S', 'BadScan', 'Cache', 'make', 'read', 'voxels', 'build_cache', 'verify', 'qc_table', 'labels', 'ScanDataset',
-           'epoch_order', 'Loader', 'loader', 'on_device']
+           'epoch_order', 'Loader', 'loader', 'on_device', 'batches']
 
 # %% ../nbs/07_data.ipynb #6578638b
 import hashlib, re, signal, sys, time
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -304,4 +305,27 @@ def on_device(
     dev,  # torch.device
 )->dict:  # the same, its tensors there
     "A batch where it is to be computed"
-    return {k: v.to(dev) if torch.is_tensor(v) else v for k,v in batch.items()}
+    return {k: v.to(dev, non_blocking=dev.type=='cuda') if torch.is_tensor(v) else v for k,v in batch.items()}
+
+def batches(
+    ds,        # ScanDataset
+    indices,   # positions of each batch
+    dev,       # torch.device
+    ahead=None,# read and copy the next batch while this one is computed; None: where the device is a GPU
+):             # batches on the device, in that order
+    "Batches where they are computed; a GPU's next one comes from pinned memory, on a stream of its own"
+    gpu = dev.type=='cuda'
+    if not (gpu if ahead is None else ahead): yield from (on_device(ds.batch(i), dev) for i in indices); return
+    side = torch.cuda.Stream(dev) if gpu else None
+    def put(i):
+        b = ds.batch(i)
+        if not gpu: return on_device(b, dev), None
+        with torch.cuda.stream(side): return on_device({k: v.pin_memory() if torch.is_tensor(v) else v for k,v in b.items()}, dev), side.record_event()
+    with ThreadPoolExecutor(1) as ex:
+        rest = iter(indices); soon = [ex.submit(put, i) for i in islice(rest, 1)]
+        while soon:
+            b,copied = soon.pop().result(); soon += [ex.submit(put, i) for i in islice(rest, 1)]
+            if gpu:
+                now = torch.cuda.current_stream(dev); now.wait_event(copied)
+                for v in filter(torch.is_tensor, b.values()): v.record_stream(now) # not to be overwritten before it is used
+            yield b

@@ -7,7 +7,7 @@ __all__ = ['load_grid', 'overlaid', 'expand', 'imports', 'module_key', 'code_key
            'find_cell', 'run_cell', 'study_cells', 'home', 'study_scans', 'collect']
 
 # %% ../nbs/41_grid.ipynb #00f7fa59
-import ast, itertools, json, re, shutil
+import ast, copy, itertools, json, re, shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,10 +27,16 @@ def load_grid(
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob('*.yaml'))
         raise ParameterError(f'grid {path.stem!r}', 'no such file', f"one of {', '.join(known)}", f'Correct the name.{did_you_mean(path.stem, known)}')
-    try: g = yaml.safe_load(path.read_text(encoding='utf-8')); json.dumps(g)
+    try: g = _read(path, path.stat().st_mtime_ns)
     except (yaml.YAMLError, UnicodeError, ValueError, TypeError, RecursionError) as e:
         raise ParameterError(path.name, f'text that is not a plain YAML file ({str(e).splitlines()[0][:80]})', 'names, numbers, text, lists', 'Correct the file.') from e
-    return dict(name=path.stem, **_shaped(g, path.name))
+    return dict(name=path.stem, **_shaped(copy.deepcopy(g), path.name))
+
+@lru_cache
+def _read(path, mtime): # read once for each state of the file
+    import yaml
+    g = yaml.safe_load(path.read_text(encoding='utf-8')); json.dumps(g)
+    return g
 
 _KEYS = dict(title=str, template=str, id=str, needs=(str, list), of=dict, base=dict, arms=dict, axes=dict, each=dict, profiles=dict, seconds=dict, contrasts=dict, **{'in': list})
 

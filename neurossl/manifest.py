@@ -218,26 +218,27 @@ def _decode(path):
     try: b = Path(path).read_bytes()
     except OSError as e: raise ManifestError(path, 'no file that can be read', 'a CSV file', 'Check the path.') from e
     save = "In the spreadsheet choose 'Save as' and 'CSV UTF-8'."
-    if not b.strip(): raise ManifestError(path, 'an empty file', 'a header and at least one row', 'Write the table again.')
     if b.startswith((b'PK\3\4', b'\xd0\xcf\x11\xe0', b'\x1f\x8b')):
         raise ManifestError(path, 'a workbook or an archive', 'a CSV file', save)
     if b.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b'\0' in b:
         raise ManifestError(path, 'UTF-16 or binary content', 'text in UTF-8', save)
-    try: return b.decode('utf-8-sig')
+    try: text = b.decode('utf-8-sig')
     except UnicodeDecodeError as e:
         line = b[:e.start].count(b'\n')+1
         raise ManifestError(f'{path}, line {line}', 'a letter that is not UTF-8, probably Latin-1 or Windows-1252', 'text in UTF-8', save) from e
+    if not text.strip(): raise ManifestError(path, 'an empty file', 'a header and at least one row', 'Write the table again.')
+    return text
 
 def read_rows(
     path,         # a CSV or TSV file: comma, semicolon, tab or bar
     need='scan_id', # a column that must be there; it tells the separator
 )->pd.DataFrame:  # text only, nothing guessed; rows in order
     "A table as it stands in the file, or the line that is broken"
-    text = _decode(path)
-    heads = {s: next(csv.reader([text.splitlines()[0]], delimiter=s)) for s in ',;\t|'}
+    text,top = _decode(path),f'{path}, line 1'
+    try: heads = {s: next(csv.reader([text.splitlines()[0]], delimiter=s)) for s in ',;\t|'}
+    except csv.Error as e: raise ManifestError(top, f'no header ({e})', f'names of columns, one of them {need}', 'Choose a file that holds a table.') from e
     sep = max(heads, key=lambda s: (need in heads[s], len(heads[s])))
     names,rows = heads[sep],[]
-    top = f'{path}, line 1'
     if need not in names:
         low = {c.strip().lower(): c for c in names}
         near = difflib.get_close_matches(need.lower(), low, 1, .6)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIT', 'COUNTS', 'RANKS', 'MEANS', 'METRICS', 'predictions', 'check_predictions', 'auc', 'average_precision',
-           'operating_point', 'judged', 'evaluator', 'score', 'score_age', 'calibration', 'temperature', 'cool']
+           'operating_point', 'judged', 'by_fit', 'evaluator', 'score', 'score_age', 'calibration', 'temperature',
+           'cool']
 
 # %% ../nbs/28_metrics.ipynb #db29592b
 import numpy as np
@@ -153,6 +154,38 @@ def judged(
     return p.assign(threshold=float(half if threshold is None else threshold))
 
 # %% ../nbs/28_metrics.ipynb #47acfc51
+def _suited(p, metric):
+    "Rows of `judged`, refused where a metric cannot read them"
+    if metric not in METRICS:
+        raise Problem('metric', repr(metric), f"one of {', '.join(METRICS)}",
+                      did_you_mean(metric, METRICS).strip() or "Choose a name of the list.")
+    if metric in [*RANKS, *COUNTS, 'brier'] and not p.y.isin([0, 1]).all():
+        raise Problem('predictions, y', f"values such as {p.y[~p.y.isin([0,1])].iloc[0]!r}", "0 (CN) or 1 (AD)",
+                      "Drop scans of other classes before they are judged.")
+    if metric=='brier' and not p.score.between(0, 1).all():
+        raise Problem('predictions, score', f"values from {p.score.min():.3g} to {p.score.max():.3g}", "probabilities",
+                      "Use a probe that returns probabilities.")
+    return p
+
+def _both_classes(parts): # y of each fold
+    if one := [y for y in parts if len(np.unique(y))<2]:
+        raise Problem('predictions', f"{len(one)} of {len(parts)} folds with one class only", "CN and AD in each fold",
+                      "Use fewer folds, or folds stratified by diagnosis.")
+
+def _arrays(p, keys): # of each group: y, score, threshold
+    return {k: tuple(g[c].to_numpy(float) for c in ('y', 'score', 'threshold')) for k,g in p.groupby(keys)}
+
+def _each(metric, arrays):
+    if metric in RANKS: _both_classes([y for y,*_ in arrays.values()])
+    return {k: float(_part(metric, *a, np.ones((1, len(a[0]))))[0]) for k,a in arrays.items()}
+
+def by_fit(
+    p,      # of `judged`
+    metric, # one of METRICS
+)->dict:    # (run, seed, fold) -> value
+    "A metric of each classifier"
+    return _each(metric, _arrays(_suited(p, metric), FIT))
+
 def evaluator(
     pred,           # predictions
     metric,         # one of METRICS
@@ -160,24 +193,12 @@ def evaluator(
     by='subject',   # the column whose values are resampled together
 ):                  # (f, n): f takes weights (R,n) of the units (or None: (1,)) and returns (R,); n units
     "A metric as a function of how often each subject counts"
-    if metric not in METRICS:
-        raise Problem('metric', repr(metric), f"one of {', '.join(METRICS)}",
-                      did_you_mean(metric, METRICS).strip() or "Choose a name of the list.")
-    p = judged(pred, threshold)
+    p = _suited(judged(pred, threshold), metric)
     if by not in p: raise Problem('predictions', f"no column {by!r}", "the column to resample by", "Use by='subject'.")
-    if metric in [*RANKS, *COUNTS, 'brier'] and not p.y.isin([0, 1]).all():
-        raise Problem('predictions, y', f"values such as {p.y[~p.y.isin([0,1])].iloc[0]!r}", "0 (CN) or 1 (AD)",
-                      "Drop scans of other classes before they are judged.")
-    if metric=='brier' and not p.score.between(0, 1).all():
-        raise Problem('predictions, score', f"values from {p.score.min():.3g} to {p.score.max():.3g}", "probabilities",
-                      "Use a probe that returns probabilities.")
     unit,names = pd.factorize(p[by], sort=True)
     keys = FIT if metric in RANKS else FIT[:2]
     parts = [(unit[i], *(p[c].to_numpy(float)[i] for c in ('y', 'score', 'threshold'))) for i in p.groupby(keys).indices.values()]
-    one = [g for g in parts if len(np.unique(g[1]))<2]
-    if metric in RANKS and one:
-        raise Problem('predictions', f"{len(one)} of {len(parts)} folds with one class only", "CN and AD in each fold",
-                      "Use fewer folds, or folds stratified by diagnosis.")
+    if metric in RANKS: _both_classes([y for _,y,*_ in parts])
     def f(w=None):
         w = np.ones((1, len(names))) if w is None else np.asarray(w, float)
         v = np.stack([_part(metric, y, s, t, w[:,u]) for u,y,s,t in parts])
@@ -205,15 +226,14 @@ def score(
 )->dict:            # every classification metric, threshold, n_scans, n_subjects, n_fits
     "Judge a classifier: all metrics together"
     p = judged(pred, threshold)
-    out = {m: float(evaluator(p, m)[0]()[0]) for m in RANKS}
-    for (r,sd),g in p.groupby(FIT[:2]):
-        d,y = (g.score>=g.threshold).to_numpy(),g.y.to_numpy()
-        k = [np.float64(x.sum()) for x in (d&(y==1), d&(y==0), ~d&(y==1), ~d&(y==0))]
+    fits,seeds,mean = _arrays(_suited(p, 'auc'), FIT),_arrays(p, FIT[:2]),lambda v: float(np.sum(np.array([*v.values()])[:,None], 0)[0]/len(v))
+    out = {m: mean(_each(m, fits)) for m in RANKS}
+    for y,s,t in seeds.values():
+        d = s>=t; k = [np.float64(x.sum()) for x in (d&(y==1), d&(y==0), ~d&(y==1), ~d&(y==0))]
         for m,f in COUNTS.items(): out.setdefault(m, []).append(float(f(*k)))
     out = {m: v if isinstance(v, float) else float(np.mean(v)) for m,v in out.items()}
-    out['brier'] = float(evaluator(p, 'brier')[0]()[0]) if p.score.between(0, 1).all() else float('nan')
-    t = p.threshold.unique()
-    return dict(out, threshold=float(t.mean()), n_scans=p.scan_id.nunique(), n_subjects=p.subject.nunique(), n_fits=p.groupby(FIT).ngroups)
+    out['brier'] = mean(_each('brier', seeds)) if p.score.between(0, 1).all() else float('nan')
+    return dict(out, threshold=float(p.threshold.unique().mean()), n_scans=p.scan_id.nunique(), n_subjects=p.subject.nunique(), n_fits=len(fits))
 
 def score_age(
     pred,       # predictions with `y` and `score` in years

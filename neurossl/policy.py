@@ -10,13 +10,7 @@ __all__ = ['POLICIES', 'SIGNED', 'GROUP', 'card_of', 'read_cards', 'policy_of', 
 import hashlib, hmac, os, re, secrets, sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-
-from .cohorts import index_bids
 from .core import Problem, did_you_mean, in_notebook, paths
-from .manifest import check_manifest, read_manifest
-from .splits import person
 
 # %% ../nbs/07_policy.ipynb #2a9a53a8
 POLICIES = ('open', 'protected')
@@ -84,8 +78,11 @@ def _visits(man): # sessions of people with a date in one of them are numbered
 def masked(
     man,      # manifest
     key=None, # None: of this machine
-)->pd.DataFrame: # the same scans, in their order, with pseudonyms; `attrs['policy']` is 'protected'
+)->'DataFrame': # the same scans, in their order, with pseudonyms; `attrs['policy']` is 'protected'
     "Replace what names a participant; path and mask stay, they are needed to read the scan"
+    import pandas as pd
+    from neurossl.manifest import check_manifest
+    from neurossl.splits import person
     key = key or private_key(); out = man.copy()
     out['subject'] = ['person-'+pseudonym(person(s), key) for s in man.subject]
     out['session'] = _visits(out)
@@ -100,9 +97,10 @@ def admitted(
     path,        # CSV of a manifest, or a manifest
     policy=None, # 'open' or 'protected'; None: what the cards say
     key=None,    # of the pseudonyms
-)->pd.DataFrame: # manifest whose `attrs['policy']` says how it may be shown
+)->'DataFrame': # manifest whose `attrs['policy']` says how it may be shown
     "A manifest as the study may use it: under pseudonyms, unless everybody in it is open"
-    man = path if isinstance(path, pd.DataFrame) else read_manifest(path); cards = dict(man.attrs.get('cards', {})) if man is path else read_cards(path)
+    from neurossl.manifest import read_manifest
+    man = read_manifest(path) if isinstance(path, (str, Path)) else path; cards = dict(man.attrs.get('cards', {})) if man is path else read_cards(path)
     man.attrs['cards'] = cards; policy = policy or policy_of(man, cards)
     if policy not in POLICIES: raise Problem('policy', repr(policy), ' or '.join(POLICIES), f'Choose one.{did_you_mean(policy, POLICIES)}')
     if policy=='open': man.attrs['cards'] = {**{c: dict(policy='open') for c in set(man.cohort)}, **cards}; man.attrs['policy'] = 'open'; return man
@@ -128,6 +126,7 @@ def policy_of_run(
 )->str:          # 'open' or 'protected'
     "What a run may show: its parameter `policy`, or the cards of its manifest; phantoms are open"
     if params.get('policy') in POLICIES: return params['policy']
+    from neurossl.manifest import read_manifest
     return policy_of(read_manifest(paths().root/params['manifest']), read_cards(paths().root/params['manifest'])) if params.get('manifest') else 'open'
 
 def _stem(path): return re.sub(r'(\.nii)?(\.gz)?$|\.(mgz|mgh|img|hdr)$', '', Path(path).name) if path else ''
@@ -145,6 +144,8 @@ def secret_words(
 )->set:          # empty for open cohorts
     "The names that a run must not show"
     if policy_of_run(params)=='open': return set()
+    from neurossl.cohorts import index_bids
+    from neurossl.manifest import read_manifest
     if params.get('manifest'): return names_in(read_manifest(paths().root/params['manifest']))
     return names_in(index_bids(params['scans'], runs='all')) if params.get('scans') and Path(params['scans']).is_dir() else set()
 
@@ -176,6 +177,7 @@ def whois(
     key=None, # None: of this machine
 )->list:      # (scan_id, subject, path) of the rows it stands for
     "Trace a pseudonym"
+    from neurossl.splits import person
     want = re.search(r'p[0-9a-f]{16}', pseudo); key = key or private_key()
     if not want: raise Problem('whois', repr(pseudo), 'a pseudonym: p and 16 hex characters', 'Copy it from the log.')
     return [(i, r.subject, r.path) for i,r in man.iterrows() if want[0] in (pseudonym(i, key), pseudonym(person(r.subject), key))]
@@ -184,6 +186,8 @@ def main(argv=None):
     "Command line: MANIFEST.CSV or BIDS folder, PSEUDONYM"
     argv = sys.argv[1:] if argv is None else argv
     if len(argv)!=2: raise SystemExit('python -m neurossl.policy MANIFEST.CSV PSEUDONYM (or a BIDS folder)')
+    from neurossl.cohorts import index_bids
+    from neurossl.manifest import read_manifest
     man = index_bids(argv[0], runs='all') if Path(argv[0]).is_dir() else read_manifest(argv[0])
     for row in whois(man, argv[1]) or [('nobody in this manifest',)]: print(*row)
 

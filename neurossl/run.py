@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from .core import Problem, atomic_write, clock, did_you_mean, digest, file_sha256, in_notebook, log, on_disk, paths, read_json, sweep, write_json
-from .manifest import harmless
 from .policy import blank, named, policy_of_run, secret_words
 
 # %% ../nbs/40_run.ipynb #14930d87
@@ -79,12 +78,15 @@ def template(
 def _tagged(path, mtime): # sources of the cells tagged `parameters`; read once for each state of the file
     return tuple(''.join(c['source']) for c in read_json(path)['cells'] if 'parameters' in c['metadata'].get('tags', []))
 
+@lru_cache
+def _declared(path, mtime): return next(map(declared, _tagged(path, mtime)), None)
+
 def parameters(
     name, # as for `template`
 )->dict:  # as `declared`
     "The declared parameters of a template"
-    path = template(name)
-    for source in _tagged(path, path.stat().st_mtime_ns): return declared(source)
+    path = template(name); found = _declared(path, path.stat().st_mtime_ns)
+    if found is not None: return dict(found)
     raise ParameterError(path, 'no cell with the tag `parameters`', 'one such cell', 'Tag the cell that holds the defaults (JupyterLab: property inspector).')
 
 # %% ../nbs/40_run.ipynb #470fe517
@@ -110,13 +112,13 @@ def resolve(
 )->dict:    # every parameter with its final value
     "Checked values, with `None` replaced by the profile's value, and a precision of 'auto' by this machine's"
     out = check_values(parameters(name), values, Path(str(name)).stem)
-    known = profiles()
+    path = paths().nbs/'experiments'/'profiles.yaml'; known = _yaml(path, path.stat().st_mtime_ns)
     if out.get('profile') not in known:
         raise ParameterError(f'{name}, parameter profile', repr(out.get('profile')), ' | '.join(known), f"Choose one.{did_you_mean(out.get('profile'), known)}")
     over = known[out['profile']].get(Path(str(name)).stem, {})
     if lost := [k for k,v in out.items() if v is None and k not in over]:
         raise ParameterError(f'{Path(str(name)).stem}, parameter {lost[0]}', f"None, and no value in the profile {out['profile']}", 'a value', f'Give {lost[0]}, or add it to nbs/experiments/profiles.yaml.')
-    out = {k: over[k] if v is None else v for k,v in out.items()}
+    out = {k: copy.deepcopy(over[k]) if v is None else v for k,v in out.items()}
     return dict(out, precision=quick_precision()) if out.get('precision')=='auto' else out
 
 # %% ../nbs/40_run.ipynb #8620791c
@@ -138,6 +140,7 @@ class Run:
     def id(self): return '/'.join(self.path.parts[-3:])
     def log(self, text): log(text, self.path/'log.txt')
     def write(self, name, table, **kw): # a table as CSV, whole or absent
+        from neurossl.manifest import harmless
         with atomic_write(self.path/name, 'w') as f: harmless(table).to_csv(f, **kw)
         return self.path/name
     def finish(self, **metrics):
@@ -281,12 +284,13 @@ def command(
     where,# what the message begins with
 ):        # its value
     "Run a command; what a reader can mend, and a cell that failed, end it with one paragraph instead of a traceback"
-    from papermill.exceptions import PapermillExecutionError
     try:
         with on_disk(where): return do()
     except Problem as e: raise SystemExit(str(e)) from None
-    except PapermillExecutionError as e: raise SystemExit(f"{where}: cell {e.cell_index} raised {e.ename}: {e.evalue}\nThe notebook up to there is kept as .failed.ipynb; what was complete before stays.") from None
     except KeyboardInterrupt: raise SystemExit('\nInterrupted. What is complete is kept; the same command continues from there.') from None
+    except Exception as e:
+        if type(e).__name__!='PapermillExecutionError': raise # by name: papermill takes a second to import
+        raise SystemExit(f"{where}: cell {e.cell_index} raised {e.ename}: {e.evalue}\nThe notebook up to there is kept as .failed.ipynb; what was complete before stays.") from None
 
 # %% ../nbs/40_run.ipynb #a193a7d2
 def usage(

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats as st
 
 from .core import Problem, did_you_mean
-from .metrics import (FIT, METRICS, auc, calibration, check_predictions, cool, evaluator, judged, operating_point,
+from .metrics import (FIT, METRICS, auc, by_fit, calibration, check_predictions, cool, evaluator, judged, operating_point,
                               predictions, score, score_age, temperature)
 from .significance import (auc_se, best_of, bh, corrected_ttest, delong, delong_unpaired, fitting_matrices, friedman_nemenyi,
                                    holm, mcnemar, proportion_ci)
@@ -140,7 +140,7 @@ def per_fit(
 )->pd.DataFrame:  # run, seed, fold, value: one row a fitted classifier
     "A metric of each fitted classifier"
     p = judged(pred)
-    return pd.DataFrame([dict(zip(FIT, k), value=float(evaluator(g, metric)[0]()[0])) for k,g in p.groupby(FIT)])
+    return pd.DataFrame([dict(zip(FIT, k), value=v) for k,v in by_fit(p, metric).items()])
 
 # %% ../nbs/30_stats.ipynb #2de19621
 def agreement(

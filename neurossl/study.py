@@ -7,7 +7,7 @@ __all__ = ['RELEASED', 'Progress', 'snake', 'fresh', 'tables', 'keep', 'report',
            'one_grid', 'real', 'prepare_cohort', 'main']
 
 # %% ../nbs/44_study.ipynb #ac4ef9b3
-import fcntl, json, re, subprocess, sys, time
+import fcntl, json, re, resource, subprocess, sys, time
 from pathlib import Path
 
 import pandas as pd
@@ -229,17 +229,19 @@ def real(
 def prepare_cohort(
     profile, # of profiles.yaml
     jobs=2,  # processes
-)->dict:
+)->dict:     # what was found, and what it took: seconds, MiB of all processes together
     "Verify the rows of data_manifest.csv that a profile uses, and fill the cache"
+    from joblib.externals.loky import get_reusable_executor
     from neurossl.data import build_cache
     from neurossl.phantom import verify_cohort
     from neurossl.preprocess import Recipe
-    size = profiles()[profile]['pretrain']['size']; man = study_scans(profile)
+    t0,size,man = time.time(),profiles()[profile]['pretrain']['size'],study_scans(profile)
     log(f'cohort: {len(man)} scans of {man.subject.nunique()} subjects at {size} voxels a side')
     cache,excluded = build_cache(man, Recipe('s1', size=size), jobs=jobs)
     verdict = verify_cohort(man, sample=None if size==48 else 20, jobs=jobs)
     log(f'cohort: {verdict}')
-    return dict(scans=len(man), subjects=int(man.subject.nunique()), excluded=len(excluded), verdict=verdict)
+    get_reusable_executor().shutdown(); used = lambda who: resource.getrusage(who).ru_maxrss//1024 # of a process that has ended
+    return dict(scans=len(man), subjects=int(man.subject.nunique()), excluded=len(excluded), verdict=verdict, wall_s=round(time.time()-t0, 1), peak_mb=used(resource.RUSAGE_SELF)+jobs*used(resource.RUSAGE_CHILDREN))
 
 def main(argv=None):
     "Command line: study PROFILE JOBS | grid PROFILE NAME JOBS | real PROFILE JOBS FOLDER POLICY | cell PROFILE GRID/ID | cohort PROFILE JOBS OUT | finish PROFILE | report PROFILE | keep PROFILE | sealed PROFILE WHO RESULT"

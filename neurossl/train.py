@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .augment import Augment, item_seed
 from .checkpoint import TrainError, encoder_hash, load_ckpt, read_ckpt, save_ckpt
 from .core import Problem, atomic_write, clock, device, did_you_mean, digest, in_notebook, keep_memory, log, paths, read_json, seed_all, sweep
-from .data import ScanDataset, build_cache, loader, on_device
+from .data import ScanDataset, batches, build_cache, loader, on_device
 from .encoders import build_encoder
 from .policy import admitted, policy_of
 from .processes import collect, joined, mean_over, share, synced, wait, world
@@ -93,11 +93,13 @@ class _Both(nn.Module):
     def __init__(self, encoder, task): super().__init__(); self.encoder,self.task = encoder,task
     def forward(self, batch): return self.task(self.encoder, batch)
 
-def _step(net, ds, idx, cfg, epoch, augment):
+def _shares(idx, cfg): return [share(idx, *world(), part, cfg.accumulate) for part in range(cfg.accumulate)] # of a batch, for this process
+
+def _step(net, ds, idx, cfg, epoch, augment, feed=None):
     "Gradients of one batch, in parts if wanted: (means of what the task reports, the batches)"
-    (rank,size),dev,seen,total = world(),_where(net),[],{}
+    size,dev,seen,total = world()[1],_where(net),[],{}; feed = feed or batches(ds, _shares(idx, cfg), dev)
     for part in range(cfg.accumulate):
-        b = on_device(ds.batch(share(idx, rank, size, part, cfg.accumulate)), dev)
+        b = next(feed)
         if dev.type=='cpu' and b['x'].numel()<=2**21: keep_memory()
         if augment is not None: b = augment(b, cfg.seed, epoch)
         with net.no_sync() if size>1 and part<cfg.accumulate-1 else nullcontext():
@@ -112,10 +114,11 @@ def _train_epoch(encoder, task, ds, cfg, epoch, opt, augment, tick):
     rank,size = world(); encoder.train(); task.train(); torch.manual_seed(item_seed(cfg.seed, epoch, 'dropout', rank)%2**63)
     net = _Both(encoder, task) if size==1 else DistributedDataParallel(_Both(encoder, task), broadcast_buffers=False)
     params,order,total = [p for g in opt.param_groups for p in g['params']],loader(ds, cfg.batch, cfg.seed, epoch, drop_last=True).indices(),{}
+    feed = batches(ds, [s for idx in order for s in _shares(idx, cfg)], _where(net))
     with synced(encoder, task, on=cfg.sync_bn and size>1):
         for i,idx in enumerate(order):
             for g in opt.param_groups: g['lr'] = step_size(cfg, epoch*len(order)+i, cfg.epochs*len(order))
-            opt.zero_grad(); out,seen = _step(net, ds, idx, cfg, epoch, augment)
+            opt.zero_grad(); out,seen = _step(net, ds, idx, cfg, epoch, augment, feed)
             out['grad_norm'] = nn.utils.clip_grad_norm_(params, cfg.grad_clip or math.inf)
             values = dict(zip(out, mean_over(torch.stack(list(out.values()))).tolist()))
             _guard(values, f'fit, epoch {epoch+1}, step {i+1}', *seen, everywhere=True)

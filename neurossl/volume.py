@@ -157,7 +157,7 @@ def _nifti(b, path, pair, warnings):
     "Header of NIfTI-1, NIfTI-2 or (for a pair) Analyze 7.5, in either byte order"
     e = next((e for e in '<>' if struct.unpack(e+'i', b[:4].ljust(4, b'\0'))[0] in (348, 540)), None)
     if e is None: raise ScanError('HEADER', path, f'the first bytes {b[:4].hex(" ")}')
-    two = struct.unpack(e+'i', b[:4])[0]==540
+    two = struct.unpack(e+'i', b[:4].ljust(4, b'\0'))[0]==540
     size,magic = (540, b[4:8]) if two else (348, b[344:348])
     if len(b)<size: raise ScanError('SHORT_DATA', path, f'{len(b)} bytes, less than a header')
     old = pair and not two and magic[:1]!=b'n'
@@ -245,6 +245,7 @@ def _voxels(b, h, path):
     m = (float(x.ravel('K').mean())-lo)/(hi-lo) # after min-max: the mean of the scan
     few = int((abs(x-(lo if m<.5 else hi)) > (hi-lo)*1e-3).sum()) if not 1e-3<m<1-1e-3 else n
     if few<8: raise ScanError('OUTLIER', path, f'values from {lo:g} to {hi:g}, where {few} voxels hold all of that range')
+    if hi-lo<1e-15 or max(-lo, hi)>1e15: raise ScanError('OVERFLOW', path, f'values from {lo:g} to {hi:g}, whose squares float32 cannot sum')
     return x, h.affine@nib.orientations.inv_ornt_aff(ornt, h.shape)
 
 # %% ../nbs/02_volume.ipynb #797d257b

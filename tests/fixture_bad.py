@@ -55,7 +55,7 @@ BROKEN = { # case of the catalogue: (name, bytes, code)
     '7c': ('a.nii.gz', Z(bytes(128)+b'DICM'+bytes(400)), 'DICOM'), '7d': ('a.dcm', bytes(128)+b'DICM'+bytes(400), 'DICOM'), '7e': ('a.zip', b'PK\3\4'+bytes(9), 'FORMAT'),
     '7f': ('a.txt', b'hello', 'FORMAT'), '7g': ('a.nii.gz', b'version https://git-lfs.github.com/spec/v1', 'FORMAT'),
     8: ('a.nii.gz', b'<!DOCTYPE html>', 'HTML'), '8b': ('a.nii', b'\n <html>', 'HTML'), 9: ('a.nii', GZ, 'IS_GZIP'), '9b': ('a.nii.gz', RAW, 'NOT_GZIP'),
-    11: ('a.nii', RAW[:-1], 'SHORT_DATA'), '11b': ('a.nii.gz', Z(RAW[:-1]), 'SHORT_DATA'), '11c': ('a.nii', RAW[:200], 'SHORT_DATA'),
+    11: ('a.nii', RAW[:-1], 'SHORT_DATA'), '11b': ('a.nii.gz', Z(RAW[:-1]), 'SHORT_DATA'), '11c': ('a.nii', RAW[:200], 'SHORT_DATA'), '11d': ('a.nii', RAW[:2], 'SHORT_DATA'),
     12: ('a.nii', nifti(**dim(3,11,12,12)), 'LONG_DATA'), '12b': ('a.nii.gz', Z(nifti(**dim(3,11,12,12))), 'LONG_DATA'),
     13: ('a.nii', nifti(**dim(3,30000,30000,30000)), 'TOO_LARGE'), '13b': ('a.nii.gz', Z(nifti(**dim(3,2000,2000,2000))), 'TOO_LARGE'),
     14: ('a.nii.gz', Z(RAW+bytes(3*10**6)), 'BOMB'), '14b': ('a.nii.gz', Z(RAW)+Z(bytes(3*10**6)), 'BOMB'),
@@ -73,7 +73,7 @@ BROKEN = { # case of the catalogue: (name, bytes, code)
     '29c': ('a.nii', nifti(**sform(np.array([[2.,2,0,0],[0,1e-5,0,0],[0,0,2,0]]))), 'AFFINE'),
     '29d': ('a.nii', nifti(sform_code=0, qform_code=1, quatern_b=5), 'AFFINE'), 30: ('a.nii', nifti(affine=np.diag([.001,.001,.001,1])), 'SPACING'),
     '30b': ('a.nii', nifti(affine=np.diag([1000,1000,1000,1])), 'SPACING'), 31: ('a.nii', nifti(scl_slope=np.inf), 'SCALE'), '31b': ('a.nii', nifti(scl_slope=2, scl_inter=np.nan), 'SCALE'),
-    '31c': ('a.nii', nifti(scl_slope=1e38, scl_inter=0), 'OVERFLOW'), 32: ('a.nii', nifti(with_value(1e300, np.float64)), 'OVERFLOW'),
+    '31c': ('a.nii', nifti(scl_slope=1e38, scl_inter=0), 'OVERFLOW'), '31d': ('a.nii', nifti(scl_slope=1e-38, scl_inter=0), 'OVERFLOW'), 32: ('a.nii', nifti(with_value(1e300, np.float64)), 'OVERFLOW'),
     34: ('a.img', X.tobytes(), 'NO_PAIR'), '34b': ('a.hdr', RAW[:348], 'NO_PAIR'), '35m': ('a.nii', nifti(magic=b'ni1'), 'HEADER'), '35o': ('a.nii', nifti(vox_offset=np.nan), 'HEADER'),
     '35p': ('a.nii', nifti(vox_offset=-16), 'HEADER'), '35q': ('a.mgz', Z(b'\0\0\0\2'+bytes(400)), 'HEADER'), '35r': ('a.mgh', b'\0\0\0\1', 'SHORT_DATA'),
 }
@@ -202,7 +202,7 @@ _manifest(50, 'a scan or a file twice', swap('003', '001'), 'each scan_id once')
 _manifest(52, 'one session, two diagnoses; a subject of two sexes; an age that falls', swap('2,64', '1,63'), 'one diagnosis for one session'); _manifest('52b', 'one session, two diagnoses; a subject of two sexes; an age that falls', swap('2,64,F', '2,64,M'), 'one sex')
 _manifest('52c', 'one session, two diagnoses; a subject of two sexes; an age that falls', swap('2,64', '2,60'), 'grows from session')
 for n,t in ((53, '../../etc/passwd'), ('53b', '/etc/passwd'), ('53c', 'C:\\\\x.nii'), ('53d', 'https://x/y.nii'), ('53e', '~/x.nii')): _manifest(n, 'a path that leads out of the data root', swap('a/3.nii', t), 'below it')
-_manifest(55, 'an empty table', b'', 'an empty file'); _manifest('55b', 'an empty table', HEAD, 'a header without rows'); _manifest('55c', 'a workbook', b'PK\3\4'+bytes(99), 'workbook')
+_manifest(55, 'an empty table', b'', 'an empty file'); _manifest('55b', 'an empty table', HEAD, 'a header without rows'); _manifest('55d', 'an empty table', '', 'an empty file', encoding='utf-8-sig'); _manifest('55e', 'no table at all', 'x'*140_000, 'no header'); _manifest('55c', 'a workbook', b'PK\3\4'+bytes(99), 'workbook')
 for n,t in ((56, '<b>3</b>'), ('56b', '$x^2$'), ('56c', '"a\nb"'), ('56d', '<script>x</script>')): _manifest(n, 'ids with markup or line breaks', swap('003', t), 'letters, digits')
 
 @case('50s', 'manifest', 'one subject in two parts', 'refused')

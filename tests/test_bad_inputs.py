@@ -58,7 +58,7 @@ def test_the_study_survives_what_is_bad_in_it(tmp_path):
     done = {f.parent.parent.name for f in (home/'runs'/'tiny').glob('*/*/run.json')}; assert done=={'files', 'good'}, (done, said[-2500:])
     out = pd.read_csv(home/'runs'/'tiny'/'files'/'age'/'excluded.csv').set_index('scan_id'); assert out.code.to_dict()==codes and out.reason.notna().all() and out.remedy.notna().all() and read_json(home/'runs'/'tiny'/'files'/'age'/'run.json')['metrics']['n_excluded']==len(codes)
     log = lambda g: ''.join(f.read_text() for f in (home/'runs'/'tiny'/g).glob('*.log'))
-    for g,says in dict(table=('broken.csv', 'column dx', "'Alzhimer'", 'CN, MCI, AD', "Did you mean 'AD'?"), hot=('not finite', 'last good checkpoint'), oneclass=('class',), dead=('ernel',)).items():
+    for g,says in dict(table=('broken.csv', 'column dx', "'Alzhimer'", 'CN, MCI, AD', "Did you mean 'AD'?"), hot=('TrainConfig, lr', 'found 1e+30', 'a number from 1e-09 to 1', 'Correct lr'), oneclass=('class',), dead=('ernel',)).items():
         for s in says: assert s in log(g), (g, s, log(g)[-1500:])
         assert not list((home/'results').glob(f'{g}-tiny/*[!d].ipynb')) or all(f.name.endswith('.failed.ipynb') for f in (home/'results').glob(f'{g}-tiny/*.ipynb'))
     assert 'Traceback' not in said and 'Incomplete: ' in said and all(f'{g}/' in said for g in ('table', 'hot', 'oneclass', 'dead')) and (home/'_site'/'index.html').exists(), 'the site of what is complete'

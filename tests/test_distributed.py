@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,9 @@ from neurossl.settings import TrainConfig, optimiser
 from neurossl.simclr import SimCLRTask, nt_xent
 from neurossl.train import _Both, _place, _step, fit
 from torch import nn
+
+
+TALLY = Counter() # conftest.py says the sums
 
 
 class Blobs:
@@ -171,12 +175,12 @@ def test_kill_9_and_the_same_command_again(tmp_path, n):
     p = start('cut'); ck = tmp_path/'cut'/'checkpoint.safetensors'; limit = time.monotonic()+300
     while not ck.exists() and p.poll() is None and time.monotonic()<limit: time.sleep(.005)
     for c in [*_children(p.pid), p.pid]: os.kill(c, signal.SIGKILL)
-    p.communicate()
+    p.communicate(); TALLY[f'fault: kill -9, command of {n} process{"es"*(n>1)}'] += 1
     assert not (tmp_path/'cut'/'weights.safetensors').exists() and 1<=read_ckpt(ck)[1]['epoch']<12
     end(start('cut'))
     facts = [json.loads((tmp_path/k/'weights.json').read_text()) for k in ('whole', 'cut')]
     assert facts[0]['encoder_sha256']==facts[1]['encoder_sha256'] and facts[0]['sha256']==facts[1]['sha256']
-    assert (tmp_path/'whole'/'epoch_2.safetensors').read_bytes()==(tmp_path/'cut'/'epoch_2.safetensors').read_bytes()
+    assert (tmp_path/'whole'/'epoch_2.safetensors').read_bytes()==(tmp_path/'cut'/'epoch_2.safetensors').read_bytes(); TALLY['compared'] += sum((tmp_path/'whole'/f).stat().st_size for f in ('weights.safetensors', 'epoch_2.safetensors'))
     if n==2: assert facts[0]['identity']['processes']==2
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import zlib
+from collections import Counter
 
 import nibabel as nib
 import numpy as np
@@ -25,17 +26,12 @@ from neurossl.volume import ScanError, load_volume, qc_file
 N = int(os.environ.get("FUZZ", 10_000))
 many = settings(max_examples=N, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 pytestmark = pytest.mark.slow
-TRIED = dict(inputs=0, bytes=0, accepted=0)
-
-@pytest.fixture(scope='module', autouse=True)
-def report():
-    yield
-    print(f"\nfuzz: {TRIED['inputs']} inputs, {TRIED['bytes']/2**20:.0f} MiB; {TRIED['accepted']} were accepted, all others refused by a typed error")
+TALLY = Counter() # conftest.py says the sums
 
 @pytest.fixture(scope='module')
 def here(tmp_path_factory): return tmp_path_factory.mktemp('fuzz')
 
-def tried(b, ok): TRIED['inputs'] += 1; TRIED['bytes'] += len(b); TRIED['accepted'] += bool(ok)
+def tried(b, ok): TALLY['inputs'] += 1; TALLY['input bytes'] += len(b); TALLY['accepted'] += bool(ok)
 
 edits = st.lists(st.tuples(st.sampled_from(['set', 'flip', 'cut', 'drop', 'twice', 'insert', 'swap']), st.integers(0, 2**20), st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=5)
 

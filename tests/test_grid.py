@@ -32,11 +32,11 @@ def test_of_selects_what_a_grid_stands_on():
 
 def test_every_contrast_names_arms_that_a_profile_runs():
     def named(f, pool='mean', **_): return f if pool=='mean' else f'{f} {pool}' # as `arm_features` does
-    for p in ('full',):
-        arms = {c['params'].get('arm') for c in study_cells(p)} | {named(f, **c['params']) for c in study_cells(p) for f in c['params'].get('features') or []}
-        for g in {c['grid'] for c in study_cells(p)}:
-            if g[:3]!='s1-': continue
-            for _,a,b in pairs_of(load_grid(g).get('contrasts')): assert a in arms and b in arms, (g, a, b)
+    cells = [c for p in ('full', 'gpu') for c in study_cells(p)] # what two cores leave out, a GPU runs
+    arms = {c['params'].get('arm') for c in cells} | {named(f, **c['params']) for c in cells for f in c['params'].get('features') or []}
+    for g in {c['grid'] for c in cells}:
+        if g[:3]!='s1-': continue
+        for _,a,b in pairs_of(load_grid(g).get('contrasts')): assert a in arms and b in arms, (g, a, b)
 
 def test_families_that_decide_claims_are_in_the_ledger():
     known = set(read_ledger().id); import re

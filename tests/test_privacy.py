@@ -1,6 +1,7 @@
 "A canary cohort goes through the pipeline and the site; then every byte that was produced is opened, down to the last layer, and the canary is nowhere"
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,16 @@ def test_rules(b, rule):
     assert [r for r,_ in look(b)]==[rule]
     import base64
     assert rule in [r for r,_ in look(json.dumps(dict(a=base64.b64encode(gzip.compress(b)).decode())).encode())], 'also packed'
+
+def test_before_a_commit_and_in_ci(tmp_path):
+    "What the pre-commit configuration starts stops an id that is staged, whatever folder it lies in; CI looks at everything"
+    import yaml
+    (hook,) = yaml.safe_load((ROOT/'.pre-commit-config.yaml').read_text())['repos'][0]['hooks']; words = hook['entry'].split(); assert words[0]=='.venv/bin/python' and hook['always_run'] and not hook['pass_filenames']
+    git = lambda *a: subprocess.run(['git', *a], cwd=tmp_path, check=True, capture_output=True); git('init', '-q'); (tmp_path/'nbs').mkdir(); (tmp_path/'settings.ini').write_text('')
+    def staged(text): (tmp_path/'nbs'/'a.md').write_text(text); git('add', '.'); return subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, env={**os.environ, 'NEUROSSL_HOME': str(tmp_path), 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    p = staged('seen by 123_'+'S_4567'); assert p.returncode==1 and 'nbs/a.md: participant id' in p.stdout
+    p = staged('seen by us'); assert p.returncode==0, p.stdout+p.stderr
+    assert '\nmake scan\n' in (ROOT/'.ci'/'run').read_text()
 
 def test_words_that_are_no_names(): assert names_in(empty_manifest([dict(scan_id='mem-001', cohort='mem', subject='mem-001', path='001/brain.nii.gz', mask='001/mask.nii')]))=={'mem-001'}
 def test_blank_takes_out_the_longest_first(): assert blank('sub-Jane12_T1w and Jane12', {'Jane12', 'sub-Jane12_T1w'})=='… and …'

@@ -2,11 +2,13 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import nbformat
 import pandas as pd
 import pytest
 
+from conftest import paragraph
 from neurossl.core import Problem, file_sha256, read_json, write_json
 from neurossl.kept import packed, unpack, write_kept
 from neurossl.run import Run, contents, run_notebook
@@ -78,3 +80,8 @@ def test_the_command(study, capsys, monkeypatch):
     (study/'runs'/'full'/'g'/'a'/'x').write_text(''); assert main(['results', 'runs'])==1 and 'extra' in capsys.readouterr().out and main(['results'])==0
     with pytest.raises(Problem, match='no such folder'): main(['gone'])
     r = subprocess.run([sys.executable, '-m', 'neurossl.verify', 'gone'], capture_output=True, text=True); assert r.returncode==1 and 'Traceback' not in r.stderr and 'make study' in r.stderr
+
+def test_what_make_faults_says():
+    n = Counter({'fault: kill -9, cache': 12, 'fault: kill -9, grid': 13, 'fault: full disk': 4, 'compared': 4096, 'inputs': 10_000, 'input bytes': 70_000, 'accepted': 9}); said = paragraph(n, [])
+    assert said=='29 faults: 25 kill -9 (cache 12, grid 13), 4 full disk; after each the same call again, 4,096 bytes held against undisturbed runs. 10,000 damaged inputs of 70,000 bytes: 9 were sound and accepted, 9,991 refused by a typed error. Lost: nothing.'
+    assert paragraph(Counter(), [])=='' and paragraph(n+Counter(lost=2), []).endswith('Lost: 2 files.') and paragraph(n, ['one']).endswith('Lost: see the failures above.')

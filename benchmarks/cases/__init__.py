@@ -37,4 +37,4 @@ def files(
     save_volume(Volume(v.data[c:size-c,:,c:size-c], v.affine), out.box, 'int16')
     return out
 
-from . import load, loss, augment, cache, dynamic, preprocess # noqa: E402, F401  they register their cases
+from . import load, loss, augment, cache, dynamic, preprocess, train # noqa: E402, F401  they register their cases

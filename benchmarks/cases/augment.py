@@ -12,7 +12,7 @@ from neurossl.preprocess import Recipe
 from neurossl.views import PUBLISHED, _row, direct_warp, view_params, views_at, warp
 from neurossl.volume import Volume, save_volume
 
-from ..harness import Case, same
+from ..harness import Case, GateError, same
 from . import case, grey, preprocess
 
 RECIPE = replace(PUBLISHED, axes='zyx')
@@ -42,6 +42,25 @@ def _chain(x, mask, p):
     y,m = y.as_tensor(),m.as_tensor(); n = m.sum().clamp_min(1); y = y*m; mean = y.sum()/n # standardise, t1_datasets.py:58-67
     return (y-mean).div(torch.sqrt(y.pow(2).sum()/n-mean**2+1e-12)).mul(m)
 
+def _torchio(x, p):
+    "The same steps in TorchIO; its turn is about the same axis, its resampling its own"
+    import torchio as tio
+    p = _row(p, 0); shape = tuple(x.shape[1:]); lo,n = p['start'].tolist(),p['size'].tolist()
+    y = tio.Resize(shape)(tio.Crop([k for a,b,m in zip(lo, n, shape) for k in (a, m-a-b)])(x))
+    if p['flip']: y = tio.Flip(2)(y)
+    if p['angle']: y = tio.Affine((1, 1, 1), (float(np.degrees(p['angle'])), 0, 0), (0, 0, 0))(y)
+    y = y+p['shift']
+    return masked_zscore((tio.Gamma(float(np.log(p['gamma'])))(y) if p['gamma']!=1 else y)[None])[0]
+
+def _nnunet(x, p):
+    "Crop, stretch and turn in one resampling, as nnU-Net does; then the exponent"
+    from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+    from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+    p = _row(p, 0); shape = tuple(x.shape[1:]); s = float((p['size']/np.array(shape)).mean())
+    y = SpatialTransform(shape, 0, False, p_rotation=float(p['angle']!=0), rotation=float(p['angle']), p_scaling=1., scaling=s)(image=x)['image']+p['shift']
+    if p['gamma']!=1: y = GammaTransform(float(p['gamma']), 0., True, 1., 1.)(image=y-y.min())['image']
+    return masked_zscore(y[None])[0]
+
 def _compare(x, views, monai):
     "Ours against the definition, each other, and MONAI"
     b = dict(x=x[None,None], scan_id=['x']); mask = (x!=0).float()
@@ -67,8 +86,14 @@ def ssl_view(size, folder):
     v = torch.from_numpy(grey(size).data.T[_box(size)[0]].copy()); x = masked_zscore(v[None,None], v[None,None]>0)[0,0]; views = _params(x)
     b = dict(x=x[None,None], scan_id=['x']); mask = (x!=0).float(); monai = preprocess.have('monai')
     ours = {e: lambda e=e: [views_at(b, RECIPE, p, e) for p in views] for e in ('torch', 'numba')}
-    return Case('ssl_view', ours, {'MONAI chain': (lambda: [_chain(x[None], mask[None], p) for p in views]) if monai else None},
-                {'memcpy': _copy(x.shape, len(views))}, lambda: _compare(x, views, monai), x.numel()*4/2**20)
+    others = {'TorchIO': ('torchio', _torchio), 'batchgeneratorsv2': ('batchgeneratorsv2', _nnunet)} # timed: where a voxel comes from is their own affair
+    peers = {k: (lambda f=f: [f(x[None], p) for p in views]) if preprocess.have(m) else None for k,(m,f) in others.items()}
+    def gate():
+        _compare(x, views, monai)
+        for k,f in peers.items():
+            if f and not all(v.shape==x[None].shape and v.isfinite().all() and v.std()>0 for v in f()): raise GateError(f'{k}: no view of {tuple(x.shape)}')
+    return Case('ssl_view', ours, {'MONAI chain': (lambda: [_chain(x[None], mask[None], p) for p in views]) if monai else None, **peers},
+                {'memcpy': _copy(x.shape, len(views))}, gate, x.numel()*4/2**20)
 
 @case
 def ssl_sample(size, folder):
@@ -78,7 +103,9 @@ def ssl_sample(size, folder):
     for k,a in (('image', full), ('mask', (full>0).astype(np.float32)), ('box', full[xx, yy, zz])): save_volume(Volume(a, np.eye(4)), f[k], 'float32')
     row = empty_manifest([dict(scan_id='sample', subject='bench-1', cohort='bench', path=f['box'].name)]).iloc[0]
     cache = Cache(folder/'ssl', Recipe('bench', (D,size,size), ('resize', 'zscore'), 'zyx'), folder)
-    if not cache.path(row).exists(): make(cache, row)
+    plain = Cache(folder/'ssl', cache.recipe, folder, 'npy')
+    for c in (cache, plain):
+        if not c.path(row).exists(): make(c, row)
     def released(): # t1_datasets.py: the two files, as float64, then cut
         return [torch.from_numpy(np.transpose(nib.load(f[k]).get_fdata().astype(np.float32))[zz, yy, xx].copy()) for k in ('image', 'mask')]
     q,meta = read(cache, row); views = _params(torch.from_numpy(q))[1:3] # one turned, one not
@@ -88,11 +115,13 @@ def ssl_sample(size, folder):
     def neuro():
         x,m = released()
         return [_chain(x[None], m[None], p) for p in views]
+    def raw(): return torch.from_numpy(np.array(read(plain, row)[0])) # what a device is given that makes its views itself
     def gate():
+        same('integers for the device', raw(), q)
         x,m = released(); z = torch.from_numpy(q).float()*meta['scale']
         same('cached voxels, and the released reading after a z-score', z, masked_zscore(x[None,None], m[None,None])[0,0], 2*meta['scale'])
         _compare(z, views, preprocess.have('monai'))
         for p in views: # the integers of the cache need no scale
             for e in ('torch', 'numba'): same(f'{e}: integers and grey levels', views_at(dict(x=torch.from_numpy(q)[None,None]), RECIPE, p, e), views_at(dict(x=z[None,None]), RECIPE, p, e), 1e-2)
-    return Case('ssl_sample', {f'cache + {e}': lambda e=e: ours(e) for e in ('torch', 'numba')}, {'3D-Neuro-SimCLR sample': neuro if preprocess.have('monai') else None},
+    return Case('ssl_sample', {**{f'cache + {e}': lambda e=e: ours(e) for e in ('torch', 'numba')}, 'int16 for the device': raw}, {'3D-Neuro-SimCLR sample': neuro if preprocess.have('monai') else None},
                 {'memcpy': _copy(q.shape, len(views))}, gate, q.size*4/2**20)
