@@ -125,4 +125,4 @@ def test_torchvision_is_absent(): assert importlib.util.find_spec('torchvision')
 def test_no_stray_files():
     r = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
     tops = {f.split('/')[0] for f in r.stdout.split()}
-    assert tops<=set('nbs neurossl examples settings.ini setup.py _quarto.yml tests data_manifest.csv constraints.txt Makefile Snakefile LICENSE CITATION.cff .gitignore .gitattributes .gitconfig .ci README.md CONTRIBUTING.md SECURITY.md benchmarks pytest.ini MANIFEST.in .github examples'.split()), tops
+    assert tops<=set('nbs neurossl examples settings.ini setup.py _quarto.yml tests data_manifest.csv constraints.txt Makefile Snakefile LICENSE CITATION.cff .gitignore .gitattributes .gitconfig .ci README.md CONTRIBUTING.md SECURITY.md benchmarks pytest.ini MANIFEST.in .github .pre-commit-config.yaml'.split()), tops
