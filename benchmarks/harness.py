@@ -4,7 +4,7 @@ Everything runs in one process and in turn (A B C, C B A, ...), so that a busy m
 taken within each round and its median is reported with a bootstrap interval. Seconds are CPU seconds of the process
 (user and system, all threads); wall-clock seconds are kept beside them.
 """
-import ctypes, gc, math, os, platform, resource, sys, time
+import ctypes, gc, json, math, os, platform, resource, subprocess, sys, time
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
@@ -147,6 +147,16 @@ def machine(packages)->dict: # without names of hosts or folders
                 memory_gib=round(int(mem.read_text().split()[1])/2**20) if mem.exists() else None, system=platform.system(), machine=platform.machine(),
                 python=platform.python_version(), packages=found, threads=os.environ.get('OMP_NUM_THREADS', ''),
                 load=round(os.getloadavg()[0], 2) if sys.platform!='win32' else None)
+
+def asked(
+    module, # run with -m
+    *words, # on its command line
+):          # the JSON of the last line that it prints
+    "Ask a module in a process of its own, whose memory and imports nobody else has touched"
+    p = subprocess.run([sys.executable, '-m', module, *map(str, words)], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1],
+                       env={**os.environ, 'OMP_NUM_THREADS': '1', 'THP_MEM_ALLOC_ENABLE': '1', 'TQDM_DISABLE': '1'})
+    if p.returncode: raise RuntimeError(p.stderr[-2000:])
+    return json.loads(p.stdout.splitlines()[-1])
 
 def progress(what, f):
     "The value of a function, after a line that says what is being done"

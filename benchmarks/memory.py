@@ -3,10 +3,10 @@
     python -m benchmarks.memory sfcn 192 fp32     # two steps of one scan: peak of the process, MB
     python -m benchmarks.memory cache 100 1000    # peak after 100 scans and after 1,000, MB
 """
-import json, os, resource, subprocess, sys, tempfile
+import json, resource, sys, tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from .harness import asked
 
 def peak_mb(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3 # MB of 1000 kB; Linux says kB
 
@@ -27,13 +27,7 @@ def cache(*counts):
         for n in sorted(map(int, counts)): build_cache(man.iloc[:n], Recipe('bench', 24, ('minmax',)), folder=Path(d)); out[str(n)] = peak_mb()
     return out
 
-def apart(
-    *words, # as on the command line
-)->dict:    # MB
-    "Ask in a process of its own"
-    p = subprocess.run([sys.executable, '-m', 'benchmarks.memory', *map(str, words)], capture_output=True, text=True, cwd=ROOT, env={**os.environ, 'THP_MEM_ALLOC_ENABLE': '1', 'TQDM_DISABLE': '1'})
-    if p.returncode: raise RuntimeError(p.stderr[-2000:])
-    return json.loads(p.stdout.splitlines()[-1])
+def apart(*words): return asked('benchmarks.memory', *words) # words as on the command line -> MB
 
 def table()->list: # rows what, measured MB, limit MB
     "What the issue asks for"

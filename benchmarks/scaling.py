@@ -6,16 +6,17 @@
 
 CPU seconds of one thread. The rows of many scans are simulated: their entries in the cache are empty files, since planning looks at names, not voxels.
 """
-import json, os, resource, subprocess, sys, tempfile, time
+import json, sys, tempfile, time
 from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+from .harness import asked
+from .memory import peak_mb
+
 SIZES,COUNTS = (48, 64, 96, 128, 192),(100, 300, 1000, 3000, 10_000)
 STAGES = ('generate', 'prepare', 'write', 'read', 'step', 'embed')   # of one scan; a step is one of training, bfloat16
 S2 = dict(scans=44_958, epochs=1000, tflop=3.76, views=2)            # the second study's recipe: operations of a view in a step
-PEAK = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3 # MB
 
 def _seconds(f, n=2):
     "CPU seconds of a call, the least of `n`"
@@ -56,7 +57,7 @@ def of_count(n):
         r = Recipe('s1', 48); cache,_ = build_cache(man.iloc[:0], r, folder=Path(d)); cache.folder.mkdir(parents=True, exist_ok=True)
         for _,row in man.iterrows(): cache.path(row).touch()
         clock('found in the cache', lambda: build_cache(man, r, folder=Path(d))); ds = clock('data set', lambda: ScanDataset(man, cache)); clock('order', lambda: epoch_order(list(ds.man.index), 0, 0))
-    return out | dict(peak_mb=PEAK())
+    return out | dict(peak_mb=peak_mb())
 
 def power(x, y):
     "Factor and exponent of y = a x^p, by least squares of the logarithms"
@@ -78,10 +79,7 @@ def small(fit, size=48, n=16):
     p = predicted(fit, size, n, 1, n)
     return [dict(stage=k, predicted_s=p[a], measured_s=s[b]) for k,a,b in (('generate, prepare, cache', 'prepare', 'generate and cache'), ('one epoch', 'train', 'epoch'), ('embed', 'embed', 'embed'))]
 
-def _row(*words):
-    p = subprocess.run([sys.executable, '-m', 'benchmarks.scaling', *map(str, words)], capture_output=True, text=True, cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1', 'THP_MEM_ALLOC_ENABLE': '1', 'TQDM_DISABLE': '1'})
-    if p.returncode: raise RuntimeError(p.stderr[-2000:])
-    return json.loads(p.stdout.splitlines()[-1])
+def _row(*words): return asked('benchmarks.scaling', *words)
 
 def measure(sizes=SIZES, counts=COUNTS):
     "Everything the page shows"

@@ -24,6 +24,7 @@ from .encoders import build_encoder, head
 from .metrics import auc, predictions
 from .probes import baselines, cross_probe, embed, saw
 from .splits import check_disjoint, label_fraction, people_of, refuse_known, refuse_test, split_subjects, subject_folds
+from .settings import autocast
 from .train import History, TrainConfig, TrainError, encoder_hash, evaluate, refresh_bn, step_size
 
 # %% ../nbs/32_finetune.ipynb #042772b2
@@ -157,7 +158,7 @@ def _epoch(model, task, train, cfg, size, epoch, epochs, opt):
     for i,b in enumerate(loader(train, size, seed=cfg.seed, epoch=epoch, shuffle=True, drop_last=True)):
         b = on_device(b, opt.param_groups[0]['params'][0].device)
         opt.param_groups[0]['lr'] = step_size(cfg, epoch*steps+i, epochs*steps)
-        with torch.autocast(b['x'].device.type, torch.bfloat16, enabled=cfg.precision=='bf16'): loss = task(model, dict(b, seed=cfg.seed, epoch=epoch))['loss']
+        with autocast(cfg, b['x'].device): loss = task(model, dict(b, seed=cfg.seed, epoch=epoch))['loss']
         if not loss.isfinite():
             raise TrainError(f'fit_best, epoch {epoch+1}, step {i+1}', f"a loss of {float(loss.detach())}, from {', '.join(b['scan_id'][:5])}, ...", 'a finite loss', 'Try a smaller lr, grad_clip=1 or precision fp32.')
         opt.zero_grad(); loss.backward()
@@ -176,18 +177,21 @@ def fit_best(
 )->History:         # rows of epochs; `kept` marks the best
     "Train, and keep the epoch that the validation scans like best"
     size = _check(train, valid, cfg); steps = len(train)//size; epochs = max(cfg.epochs, math.ceil(min_steps/steps))
-    for m in (model, task): m.to(device(cfg.device))
+    where = device(cfg.device)
+    for m in (model, task): m.to(where)
     opt = torch.optim.AdamW([p for m in (model, task) for p in m.parameters() if p.requires_grad], lr=cfg.lr, weight_decay=cfg.weight_decay)
     rows,best = [],None
     with torch.random.fork_rng():
         torch.manual_seed(cfg.seed)
         for epoch in range(epochs):
             row = dict(epoch=epoch+1, train_loss=_epoch(model, task, train, cfg, size, epoch, epochs, opt))
-            refresh_bn(model, train, size, cfg.bn_scans)
-            row |= {f'valid_{k}': v for k,v in task.judge(model, valid).items()}; rows.append(row)
+            with autocast(cfg, where):
+                refresh_bn(model, train, size, cfg.bn_scans)
+                row |= {f'valid_{k}': v for k,v in task.judge(model, valid).items()}; rows.append(row)
             if best is None or _key(row)>best[0]: best = _key(row),epoch,copy.deepcopy([m.state_dict() for m in (model, task)])
             elif patience and epoch-best[1]>=patience: break
     for m,s in zip((model, task), best[2]): m.load_state_dict(s); m.eval()
+    if cfg.precision=='bf16': refresh_bn(model, train, size, cfg.bn_scans) # what is kept is judged in full precision
     return History([dict(r, kept=r['epoch']==best[1]+1) for r in rows])
 
 # %% ../nbs/32_finetune.ipynb #fe1cb0c0

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .core import did_you_mean, digest, paths, read_json, write_json
 from .kept import place, thaw
-from .run import ParameterError, claim, free, profiles, resolve, run_notebook
+from .run import ParameterError, claim, free, profiles, read_yaml, resolve, run_notebook
 
 # %% ../nbs/41_grid.ipynb #9bda58d1
 def load_grid(
@@ -27,16 +27,10 @@ def load_grid(
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob('*.yaml'))
         raise ParameterError(f'grid {path.stem!r}', 'no such file', f"one of {', '.join(known)}", f'Correct the name.{did_you_mean(path.stem, known)}')
-    try: g = _read(path, path.stat().st_mtime_ns)
+    try: g = copy.deepcopy(read_yaml(path)); json.dumps(g)
     except (yaml.YAMLError, UnicodeError, ValueError, TypeError, RecursionError) as e:
         raise ParameterError(path.name, f'text that is not a plain YAML file ({str(e).splitlines()[0][:80]})', 'names, numbers, text, lists', 'Correct the file.') from e
-    return dict(name=path.stem, **_shaped(copy.deepcopy(g), path.name))
-
-@lru_cache
-def _read(path, mtime): # read once for each state of the file
-    import yaml
-    g = yaml.safe_load(path.read_text(encoding='utf-8')); json.dumps(g)
-    return g
+    return dict(name=path.stem, **_shaped(g, path.name))
 
 _KEYS = dict(title=str, template=str, id=str, needs=(str, list), of=dict, base=dict, arms=dict, axes=dict, each=dict, profiles=dict, seconds=dict, contrasts=dict, **{'in': list})
 

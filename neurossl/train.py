@@ -25,7 +25,7 @@ from .data import ScanDataset, batches, build_cache, loader, on_device
 from .encoders import build_encoder
 from .policy import admitted, policy_of
 from .processes import collect, joined, mean_over, share, synced, wait, world
-from .settings import TrainConfig, optimiser, settings, step_size
+from .settings import TrainConfig, autocast, optimiser, settings, step_size
 from .splits import check_disjoint, refuse_test
 
 # %% ../nbs/23_train.ipynb #9667cfbe
@@ -103,7 +103,7 @@ def _step(net, ds, idx, cfg, epoch, augment, feed=None):
         if dev.type=='cpu' and b['x'].numel()<=2**21: keep_memory()
         if augment is not None: b = augment(b, cfg.seed, epoch)
         with net.no_sync() if size>1 and part<cfg.accumulate-1 else nullcontext():
-            with torch.autocast(dev.type, torch.bfloat16, enabled=cfg.precision=='bf16'): out = net(_look(ds, b, dev, cfg.seed, epoch))
+            with autocast(cfg, dev): out = net(_look(ds, b, dev, cfg.seed, epoch))
             (out['loss']/cfg.accumulate).backward()
         for k,v in out.items(): total[k] = total.get(k, 0)+v.detach().float()/cfg.accumulate
         seen.append(b)
@@ -220,11 +220,12 @@ def _write(run, name, encoder, train, cfg, facts, **more):
     refresh_bn(encoder, train, cfg.batch)
     save_ckpt(run/f'{name}.safetensors', dict(encoder=encoder, **more), dict(facts, encoder_sha256=encoder_hash(encoder)))
 
-def _after(run, encoder, task, train, valid, cfg, row):
-    "Validation of one epoch"
+def _after(encoder, task, train, valid, cfg, row):
+    "Validation of one epoch; only the last one's weights are kept, and only they are worth full precision"
     if valid is None: return row
-    refresh_bn(encoder, train, cfg.batch, cfg.bn_scans, task)
-    return row | {f'valid_{k}': v for k,v in evaluate(encoder, task, valid, cfg.batch, cfg.seed).items()}
+    with autocast(cfg, _where(encoder), on=row['epoch']<cfg.epochs):
+        refresh_bn(encoder, train, cfg.batch, cfg.bn_scans, task)
+        return row | {f'valid_{k}': v for k,v in evaluate(encoder, task, valid, cfg.batch, cfg.seed).items()}
 
 # %% ../nbs/23_train.ipynb #d208a9db
 def fit(
@@ -249,7 +250,7 @@ def fit(
         for epoch in range(len(rows), 0 if finished else cfg.epochs):
             row = dict(epoch=epoch+1, lr=step_size(cfg, epoch*steps, cfg.epochs*steps))
             row |= {f'train_{k}': v for k,v in _train_epoch(encoder, task, train, cfg, epoch, opt, augment, pace).items()}
-            rows.append(collect(_after(run, encoder, task, train, valid, cfg, row) if first else None)[0])
+            rows.append(collect(_after(encoder, task, train, valid, cfg, row) if first else None)[0])
             if not first: continue
             if epoch+1 in cfg.keep: _write(run, f'epoch_{epoch+1}', copy.deepcopy(encoder), train, cfg, facts())
             save_ckpt(run/'checkpoint.safetensors', parts, facts())

@@ -155,10 +155,9 @@ def _dims(dim, path, warnings):
 
 def _nifti(b, path, pair, warnings):
     "Header of NIfTI-1, NIfTI-2 or (for a pair) Analyze 7.5, in either byte order"
-    e = next((e for e in '<>' if struct.unpack(e+'i', b[:4].ljust(4, b'\0'))[0] in (348, 540)), None)
+    e,size = next(((e, n) for e in '<>' if (n := struct.unpack(e+'i', b[:4].ljust(4, b'\0'))[0]) in (348, 540)), (None, 0))
     if e is None: raise ScanError('HEADER', path, f'the first bytes {b[:4].hex(" ")}')
-    two = struct.unpack(e+'i', b[:4].ljust(4, b'\0'))[0]==540
-    size,magic = (540, b[4:8]) if two else (348, b[344:348])
+    two = size==540; magic = b[4:8] if two else b[344:348]
     if len(b)<size: raise ScanError('SHORT_DATA', path, f'{len(b)} bytes, less than a header')
     old = pair and not two and magic[:1]!=b'n'
     if not old and magic!=(b'n' + (b'i' if pair else b'+') + (b'2' if two else b'1') + b'\0'):

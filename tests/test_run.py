@@ -93,5 +93,5 @@ def test_a_page_tells_no_place_on_the_disk(tmp_path):
 
 def test_a_value_that_no_profile_gives_is_named(monkeypatch):
     import neurossl.run as run
-    monkeypatch.setattr(run, '_yaml', lambda *_: {'default': {}})
+    monkeypatch.setattr(run, '_profiles', lambda: {'default': {}})
     with pytest.raises(ParameterError, match='parameter size'): resolve('pretrain', {})

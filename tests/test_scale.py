@@ -102,7 +102,7 @@ def test_resources_come_from_what_was_measured(tmp_path):
 def test_the_slurm_profile_is_valid():
     cfg = yaml.safe_load((ROOT/'nbs'/'experiments'/'slurm'/'config.yaml').read_text()); assert cfg['executor']=='slurm' and cfg['rerun-triggers']==['params', 'input'] and 'slurm_partition' in cfg['default-resources']
 
-GRIDS = dict(a=dict(title='A', template='pretrain', id='{arm}-s{seed}', arms=dict(age=dict(task='age')), axes=dict(seed=[0])),
+GRIDS = dict(a=dict(title='A', template='pretrain', id='{arm}-s{seed}', arms=dict(age=dict(task='age')), axes=dict(seed=[0, 1])),
              b=dict(title='B', template='probe', id='{arm}-s{seed}', base=dict(features=['encoder'], cohorts=['clinical_a']), each=dict(arm='{arm}', pretrain='{out}', seed='{seed}'), needs='a'))
 
 @lru_cache
@@ -122,9 +122,9 @@ def test_slurm_gives_the_tables_of_one_machine(tmp_path):
         q = subprocess.run([sys.executable, '-m', 'snakemake', '--workflow-profile', 'nbs/experiments/slurm', '--config', 'profile=tiny'], cwd=there, env={**env_of(there), 'SLURM_CONF': env['SLURM_CONF'], 'PATH': f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}, capture_output=True, text=True, timeout=1500)
         assert q.returncode==0, q.stderr[-3000:]+''.join(f.read_text()[-500:] for f in there.rglob('*.log') if '.snakemake' in f.parts)[-3000:]
         jobs = subprocess.run(['squeue', '-h', '-t', 'all', '-o', '%j %T'], env=env, capture_output=True, text=True).stdout.splitlines()
-    assert len(jobs)==3 and all('COMPLETED' in j for j in jobs), jobs # the cohort and two cells
+    assert len(jobs)==5 and all('COMPLETED' in j for j in jobs), jobs # the cohort and four cells
     names = lambda h: {f.relative_to(h).as_posix(): f.read_bytes() for f in sorted((h/'runs').rglob('*.csv'))}
-    a,b = names(here),names(there); assert len(a)>=6 and set(a)==set(b); odd = [k for k in a if a[k]!=b[k]]+[k for k,t in results_tables(here).items() if not t.equals(results_tables(there)[k])]
+    a,b = names(here),names(there); assert len(a)>=12 and set(a)==set(b); odd = [k for k in a if a[k]!=b[k]]+[k for k,t in results_tables(here).items() if not t.equals(results_tables(there)[k])]
     w = lambda h: [read_json(f)['encoder_sha256'] for f in sorted((h/'runs').rglob('weights.json'))]
     assert not odd and w(here)==w(there), odd
     print(f'\nslurm: {len(jobs)} jobs; {len(a)} tables of runs, {len(results_tables(here))} tables of results and {len(w(here))} encoders equal to those of the local run')

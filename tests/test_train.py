@@ -184,6 +184,16 @@ def test_out_of_memory_advice(tmp_path):
     with pytest.raises(RuntimeError, match='shapes differ'): fit(*fresh(), TRAIN, VALID, CFG, tmp_path, augment=other)
 
 
+def test_looks_on_the_way_are_in_bf16_and_the_last_judgement_is_not(tmp_path):
+    seen = []
+    class Blobs2(Blobs):
+        def batch(self, idx): seen.append(torch.is_autocast_enabled('cpu')); return super().batch(idx)
+    cfg = TrainConfig(epochs=2, batch=6, lr=1e-2, precision='bf16'); e,t = fresh()
+    rows = fit(e, t, TRAIN, Blobs2(6, 100, 'valid'), cfg, tmp_path)
+    assert seen==[True, False]
+    assert rows.table.valid_loss.iloc[-1]==evaluate(refresh_bn(e, TRAIN, 6), t, VALID, 6, cfg.seed)['loss']
+
+
 def test_clip_bf16_constant_and_frozen_parts(tmp_path):
     cfg = TrainConfig(epochs=1, batch=6, precision='bf16', grad_clip=.1, schedule='constant', weight_decay=.01)
     e,t = fresh(); e.feature_extractor.conv_0[0].weight.requires_grad_(False); w = e.feature_extractor.conv_0[0].weight.clone()
