@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from neurossl.core import keep_memory
 from neurossl.encoders import folded, head
 from neurossl.nets import SFCN, ResNet3D
-from neurossl.settings import TrainConfig, optimiser
+from neurossl.settings import SMALL, TrainConfig, optimiser
 from neurossl.train import _place
 from torch import nn
 
 EAGER,TUNED = dict(THP_MEM_ALLOC_ENABLE='0'),dict(THP_MEM_ALLOC_ENABLE='1') # allocators; the tuned one as `make` and the package set it
-KEPT = dict(TUNED, NEUROSSL_BENCH='kept') # as training does with small batches: freed memory is kept, see core.keep_memory
+KEPT = dict(TUNED, NEUROSSL_BENCH='kept') # freed memory is kept, as it is for small batches and for features, see core.keep_memory
 
 class _Classifier(nn.Module): # an encoder with as many classes as the rotations of S1 have
     def __init__(self, net): super().__init__(); self.encoder,self.head = net,head(net.n_features, 32)
@@ -43,7 +43,7 @@ def step(
     "One step of training"
     net = network(kind, shape); dev = torch.device('cpu'); net = _plain(net) if mode=='eager' else _place(net, dev)
     g = torch.Generator().manual_seed(1); x = torch.rand(batch, 1, *shape, generator=g); y = torch.arange(batch)%2
-    if mode!='eager' and x.numel()<=2**21: keep_memory()
+    if mode!='eager': keep_memory(x.numel()<=SMALL)
     opt = optimiser([net], TrainConfig())
     for group in opt.param_groups: group['lr'] = 0.
     net.train()
@@ -66,6 +66,7 @@ def features(
     "Features of a batch with the encoder frozen"
     net = _statistics(network(kind, shape).encoder).eval(); x = torch.rand(batch, 1, *shape, generator=torch.Generator().manual_seed(1))
     net = _plain(net) if mode=='eager' else folded(_place(net, torch.device('cpu')))
+    if mode!='eager': keep_memory() # as embed does
     def f():
         with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=mode=='bf16'): return net(x).float().numpy()
     return f

@@ -97,11 +97,16 @@ def device(
 
 # %% ../nbs/00_core.ipynb #15741654
 @lru_cache
-def keep_memory()->bool: # whether the C library does so
-    "Keep freed memory for the next step, until this process ends; the numbers stay the same"
+def _libc():
     import ctypes
-    libc = ctypes.CDLL(None) if sys.platform=='linux' else None
-    return hasattr(libc, 'mallopt') and all(libc.mallopt(k, v) for k,v in ((-4, 0), (-1, -1), (-2, 1<<28))) # no mappings of their own, nothing trimmed, 256 MiB asked for at a time
+    return ctypes.CDLL(None) if sys.platform=='linux' else None
+
+def keep_memory(
+    on=True, # False: give it back again
+)->bool:     # whether the C library obeys
+    "Keep the memory that this process frees for its next step; the numbers stay the same"
+    most,trim,more = (0, -1, 1<<28) if on else (65536, 1<<26, 1<<17) # mappings of their own; what is trimmed at the top; what is asked for at a time
+    return hasattr(_libc(), 'mallopt') and all(_libc().mallopt(k, v) for k,v in ((-4, most), (-1, trim), (-2, more), (-3, 1<<25)))
 
 # %% ../nbs/00_core.ipynb #fe60b435
 @lru_cache

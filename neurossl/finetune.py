@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import Problem, device, digest, did_you_mean, log, read_json, write_json
+from .core import Problem, device, digest, did_you_mean, keep_memory, log, read_json, write_json
 from .data import ScanDataset, loader, on_device
 from .encoders import build_encoder, head
 from .metrics import auc, predictions
 from .probes import baselines, cross_probe, embed, saw
 from .splits import check_disjoint, label_fraction, people_of, refuse_known, refuse_test, split_subjects, subject_folds
-from .settings import autocast
+from .settings import SMALL, autocast
 from .train import History, TrainConfig, TrainError, encoder_hash, evaluate, refresh_bn, step_size
 
 # %% ../nbs/32_finetune.ipynb #042772b2
@@ -156,7 +156,7 @@ def _epoch(model, task, train, cfg, size, epoch, epochs, opt):
     "One pass over the training scans: the mean loss"
     model.train(); task.train(); losses,steps = [],len(train)//size
     for i,b in enumerate(loader(train, size, seed=cfg.seed, epoch=epoch, shuffle=True, drop_last=True)):
-        b = on_device(b, opt.param_groups[0]['params'][0].device)
+        b = on_device(b, opt.param_groups[0]['params'][0].device); keep_memory(b['x'].numel()<=SMALL)
         opt.param_groups[0]['lr'] = step_size(cfg, epoch*steps+i, epochs*steps)
         with autocast(cfg, b['x'].device): loss = task(model, dict(b, seed=cfg.seed, epoch=epoch))['loss']
         if not loss.isfinite():

@@ -28,7 +28,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC
 
-from .core import Problem, did_you_mean, digest
+from .core import Problem, did_you_mean, digest, keep_memory
 from .data import ScanDataset, loader
 from .encoders import folded
 from .metrics import auc, operating_point, predictions
@@ -44,7 +44,7 @@ def embed(
     "The features of each scan, with the encoder frozen and in evaluation mode"
     if not len(ds): raise Problem('embed', 'no scans', 'a dataset with at least one scan', 'Check the subset of the manifest.')
     if batch is None: batch = min(32, max(1, 32*48**3//ds[0]['x'].numel()))
-    ids,rows,where,net = [],[],next(encoder.parameters(), torch.zeros(())).device,folded(encoder) # a copy, a quarter faster
+    keep_memory(); ids,rows,where,net = [],[],next(encoder.parameters(), torch.zeros(())).device,folded(encoder) # a copy, a quarter faster
     with torch.no_grad():
         for b in loader(ds, batch, shuffle=False, drop_last=False): ids += b['scan_id']; rows.append(net(b['x'].to(where)).float().cpu())
     x = torch.cat(rows).numpy()

@@ -21,12 +21,13 @@ import torch
 from scipy.special import expit
 from torch.nn import functional as F
 
-from .core import Problem, device, did_you_mean, log
+from .core import Problem, device, did_you_mean, keep_memory, log
 from .data import ScanDataset, loader
 from .dynamic import pool_volume
 from .korolev import VoxResNet, VoxVGG
 from .metrics import COUNTS, auc, average_precision, predictions
 from .phantom import anatomical
+from .settings import SMALL
 from .slicenets import FILES, DynamicNet, packaged
 from .splits import check_disjoint, refuse_test, split_subjects, subject_folds
 from .stats import best_of
@@ -200,7 +201,7 @@ def train_epochs(
             net.train(); opt.param_groups[0]['lr'] = base*rate(e, epochs); total,steps,wait,t0 = 0.,0,0.,time.perf_counter()
             it,mark = iter(loader(train, size, seed=seed, epoch=e, drop_last=True)),t0
             for b in it:
-                wait += time.perf_counter()-mark
+                wait += time.perf_counter()-mark; keep_memory(b['x'].numel()<=SMALL)
                 with torch.autocast(dev.type, torch.bfloat16, enabled=precision=='bf16'): z = net(b['x'].to(dev))
                 loss = F.cross_entropy(z, torch.tensor([y[i] for i in b['scan_id']], device=dev)); _finite(loss, e, b)
                 opt.zero_grad(); loss.backward(); opt.step(); total += float(loss.detach()); steps += 1; mark = time.perf_counter()

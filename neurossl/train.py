@@ -25,7 +25,7 @@ from .data import ScanDataset, batches, build_cache, loader, on_device
 from .encoders import build_encoder
 from .policy import admitted, policy_of
 from .processes import collect, joined, mean_over, share, synced, wait, world
-from .settings import TrainConfig, autocast, optimiser, settings, step_size
+from .settings import SMALL, TrainConfig, autocast, optimiser, settings, step_size
 from .splits import check_disjoint, refuse_test
 
 # %% ../nbs/23_train.ipynb #9667cfbe
@@ -100,7 +100,7 @@ def _step(net, ds, idx, cfg, epoch, augment, feed=None):
     size,dev,seen,total = world()[1],_where(net),[],{}; feed = feed or batches(ds, _shares(idx, cfg), dev)
     for part in range(cfg.accumulate):
         b = next(feed)
-        if dev.type=='cpu' and b['x'].numel()<=2**21: keep_memory()
+        keep_memory(dev.type=='cpu' and b['x'].numel()<=SMALL)
         if augment is not None: b = augment(b, cfg.seed, epoch)
         with net.no_sync() if size>1 and part<cfg.accumulate-1 else nullcontext():
             with autocast(cfg, dev): out = net(_look(ds, b, dev, cfg.seed, epoch))
