@@ -71,6 +71,11 @@ class ScanError(Problem):
     def __reduce__(self): return ScanError, (self.code, self.where, self.found)
 
 # %% ../nbs/02_volume.ipynb #79afe774
+def _is_ras(a):
+    "Whether the axes grow to the right, to the front and upwards; at once where they lie along the scanner's"
+    d = np.diag(a)[:3]
+    return bool((d>0).all()) and np.array_equal(a[:3,:3], np.diag(d)) or nib.aff2axcodes(a)==tuple('RAS')
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     "A scan: float32 voxels in RAS+ order and where they lie"
@@ -80,7 +85,7 @@ class Volume:
         x,a = np.asarray(self.data, np.float32), np.asarray(self.affine, np.float64)
         if x.ndim!=3 or 0 in x.shape:
             raise Problem('Volume', f'data of shape {x.shape}', 'three axes (X, Y, Z)', 'Drop or choose channels first.')
-        if a.shape!=(4,4) or not np.isfinite(a).all() or nib.aff2axcodes(a)!=tuple('RAS'):
+        if a.shape!=(4,4) or not np.isfinite(a).all() or not _is_ras(a):
             raise Problem('Volume', f'an affine of shape {a.shape} that is not RAS+', 'a finite (4,4) affine in RAS+ order', 'Read files with `load_volume`.')
         object.__setattr__(self, 'data', x); object.__setattr__(self, 'affine', a)
     @property
@@ -227,22 +232,31 @@ def _mgh(b, path, warnings):
     return SimpleNamespace(shape=shape, dtype=np.dtype(kinds[kind]), offset=284, slope=1., inter=0., affine=a, slack=2**24) # slack: tags after the data
 
 # %% ../nbs/02_volume.ipynb #3a0b5ce2
+def _balanced(x, lo, hi, every=16, block=4096):
+    "Whether the mean is surely further than a thousandth of the range from both ends; a sixteenth of the voxels can tell, since none lies beyond the ends"
+    y = x.ravel('K'); y = y[:len(y)//block*block].reshape(-1, block)[::every]; m = (float(y.mean())-lo)/(hi-lo) if y.size else 0.
+    return min(m, 1-m)*y.size/x.size>1e-3
+
+def _apart(x, lo, hi):
+    "Voxels that are not at the end of the range where all others are; all, where the mean is not there"
+    m = (float(x.ravel('K').mean())-lo)/(hi-lo) # after min-max: the mean of the scan
+    return int((abs(x-(lo if m<.5 else hi)) > (hi-lo)*1e-3).sum()) if not 1e-3<m<1-1e-3 else x.size
+
 def _voxels(b, h, path):
     "RAS+ float32 voxels and their affine"
     n = int(np.prod(h.shape))
     x = np.frombuffer(b, h.dtype, n, h.offset).reshape(h.shape, order='F')
     ornt = nib.io_orientation(h.affine)
-    x = nib.apply_orientation(x, ornt).copy(order='K')
     lo,hi = float(x.min()), float(x.max())
+    x = nib.apply_orientation(x, ornt)
     if not np.isfinite([lo, hi]).all(): raise ScanError('NON_FINITE', path, f'{n-np.isfinite(x).sum()} voxels that are NaN or infinite')
     if (h.slope, h.inter)!=(1, 0):
         x = x.astype(np.float64)*h.slope + h.inter
         lo,hi = float(x.min()), float(x.max())
     if not max(-lo, hi, hi-lo)<=float(np.finfo(np.float32).max): raise ScanError('OVERFLOW', path, f'values from {lo:g} to {hi:g}')
-    x,lo,hi = x.astype(np.float32, copy=False),float(np.float32(lo)),float(np.float32(hi))
+    x,lo,hi = x.astype(np.float32),float(np.float32(lo)),float(np.float32(hi))
     if lo==hi: raise ScanError('CONSTANT', path, f'{n} voxels, all {lo:g}')
-    m = (float(x.ravel('K').mean())-lo)/(hi-lo) # after min-max: the mean of the scan
-    few = int((abs(x-(lo if m<.5 else hi)) > (hi-lo)*1e-3).sum()) if not 1e-3<m<1-1e-3 else n
+    few = n if _balanced(x, lo, hi) else _apart(x, lo, hi)
     if few<8: raise ScanError('OUTLIER', path, f'values from {lo:g} to {hi:g}, where {few} voxels hold all of that range')
     if hi-lo<1e-15 or max(-lo, hi)>1e15: raise ScanError('OVERFLOW', path, f'values from {lo:g} to {hi:g}, whose squares float32 cannot sum')
     return x, h.affine@nib.orientations.inv_ornt_aff(ornt, h.shape)

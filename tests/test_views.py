@@ -34,7 +34,7 @@ def test_without_a_turn_it_is_interpolate(axes):
     for p in drawn(r, 25):
         (i,j,k),(a,b,c) = p['start'].tolist(),p['size'].tolist(); box = x[None,None,i:i+a,j:j+b,k:k+c]; y,m = warp(x, None, p, r)
         for got,want in ((y, F.interpolate(box, x.shape, mode='trilinear', align_corners=False)), (m, F.interpolate((box!=0).float(), x.shape, mode='nearest')>0)):
-            want = want[0,0]; assert torch.equal(got, want.flip(axes.index('x')) if p['flip'] else want)
+            want = want[0,0].flip(axes.index('x')) if p['flip'] else want[0,0]; assert torch.equal(got, want) if got is m else float((got-want).abs().max())<1e-5*float(x.abs().max())
 
 def test_monai_gives_the_same_view():
     T = pytest.importorskip('monai.transforms'); r = dataclasses.replace(PUBLISHED, axes='zyx', angle_p=.5); x = scan((40,48,48)); size = tuple(x.shape); near = []
