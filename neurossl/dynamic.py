@@ -8,6 +8,7 @@ __all__ = ['KINDS', 'LOSSES', 'POOLS', 'IMAGENET', 'PoolError', 'rank_weights', 
 
 # %% ../nbs/10_dynamic.ipynb #7b1c92ac
 from contextlib import nullcontext
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ def slice_range(
 def _weigh(v, w, d): # v (N,X,Y,Z), w (1 or N, T), d in 1, 2, 3 -> (N, two sides); in full precision also under autocast
     with nullcontext() if v.is_meta else torch.autocast(v.device.type, enabled=False):
         w = w.to(v)
-        if d==1: return (w[:,None] @ v.flatten(2))[:,0].unflatten(-1, v.shape[2:])
+        if d==1: return (w[0] @ v.flatten(2) if len(w)==1 else (w[:,None] @ v.flatten(2))[:,0]).unflatten(-1, v.shape[2:])
         if d==2: return (w[:,None,None] @ v)[:,:,0]
         return v @ w[0] if len(w)==1 else (v.flatten(1, 2) @ w[:,:,None])[...,0].unflatten(1, v.shape[1:3])
 
@@ -76,7 +77,9 @@ def dynamic_image(
     trim=None,     # leave out slices at both ends whose largest grey level is at most this share of the scan's; None: keep all
 )->torch.Tensor:   # (..., two sides) float32, or float64 as given
     "Pool slices into one picture that keeps their order"
-    return _pool(x, dim, lambda n: rank_weights(n, kind).flip(0) if reverse else rank_weights(n, kind), trim)
+    return _pool(x, dim, lambda n: _weights(n, kind).flip(0) if reverse else _weights(n, kind), trim)
+
+_weights = lru_cache(maxsize=256)(rank_weights) # read only
 
 # %% ../nbs/10_dynamic.ipynb #a0d45cbf
 LOSSES = ('squared_hinge', 'hinge')
