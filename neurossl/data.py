@@ -96,7 +96,7 @@ def make(
     path = cache.path(row)
     with _naming(row):
         v,mask = _source(cache, row)
-        x,qc = prepare(v, cache.recipe, mask)
+        x,qc = prepare(v, cache.recipe, mask); del v,mask
     with atomic_write(path) as f: f.write(encode(x, dict(scan_id=str(row.name), key=cache.key(row), qc=qc), cache.codec))
 
 def read(
