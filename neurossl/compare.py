@@ -107,7 +107,10 @@ def estimates(
     return pd.DataFrame([dict(zip(by, k), metric=m, **widened(ci(g, m, n=n), _by_seed(g, m)))
                          for k,g in (pred.groupby(by, dropna=False, sort=False) if len(pred) else ()) for m in ('auc', 'balanced_accuracy')])
 
-def operating_points(pred): # accuracy beside what it must be read with, at a probability of one half; means over seeds
+def operating_points(
+    pred,        # predictions of several arms and seeds
+)->pd.DataFrame: # a row for each arm and setting, means over seeds
+    "Accuracy beside what it must be read with, at a probability of one half"
     if not len(pred): return pd.DataFrame()
     rows = [dict(zip((*SETTING, 'arm', 'seed'), k), **score(g)) for k,g in pred.groupby([*SETTING, 'arm', 'seed'], dropna=False)]
     return pd.DataFrame(rows).drop(columns='seed').groupby([*SETTING, 'arm'], dropna=False).mean().reset_index()

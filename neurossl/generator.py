@@ -175,7 +175,12 @@ def sample_latents(
     more = dict(_lesion(seed, i, c, lesion_ml), **dict(skull=True) if c.skull else {}, **dict(params=digest(c.p, 8)) if c.p!=P else {})
     return dict(seed=int(seed), index=int(i), cohort=cohort, **d, brain_age=float(old), head=float(head), **lat, **more)
 
-def years_of_ageing(age, p=P): return (age-60)*(1 + p.accelerate*max(age-60, 0)) # beyond 60, faster and faster
+def years_of_ageing(
+    age, # years
+    p=P,
+):       # years since 60, as the brain feels them
+    "Beyond 60, faster and faster"
+    return (age-60)*(1 + p.accelerate*max(age-60, 0))
 
 # %% ../nbs/02_generator.ipynb #df2bc086
 def healthy_twin(
@@ -186,7 +191,11 @@ def healthy_twin(
     s,p = latents['severity'], p or params_of(latents)
     return {**latents, 'severity': 0., **{k: latents[k]-s*getattr(p, f'{k}_ad') for k in ('vent','hip','cort','sig')}}
 
-def params_of(latents): return cohort_spec(latents['cohort']).p
+def params_of(
+    latents:dict, # from `sample_latents`
+):                # Params
+    "The anatomy of the cohort that a subject is from"
+    return cohort_spec(latents['cohort']).p
 
 # %% ../nbs/02_generator.ipynb #d9c5e14c
 STEPS = (.25, .75) # severity at which a subject becomes MCI, and AD

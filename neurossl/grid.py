@@ -137,7 +137,10 @@ def imports(
     return {n.module.split('.')[-1] for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module and (n.level or n.module.startswith('neurossl.'))}
 
 @lru_cache
-def module_key(name): # (syntax tree, rooms it imports)
+def module_key(
+    name, # of a room
+)->tuple: # syntax tree, rooms it imports
+    "What a room computes, whatever its comments say"
     src = (paths().root/'neurossl'/f'{name}.py').read_text(encoding='utf-8')
     return _tree(src), tuple(sorted(imports(src)-_silent))
 
@@ -159,7 +162,11 @@ def cell_key(
     "What a finished cell must have been made with to count as up to date"
     return digest([cell['params'], resolve(cell['template'], cell['params']), code_key(str(paths().nbs/'experiments'/f"{cell['template']}.ipynb")), list(above)], 16)
 
-def name_of(cell): return f"{cell['grid']}/{cell['id']}"
+def name_of(
+    cell:dict, # from `expand`
+)->str:
+    "What a cell is called, grid/id"
+    return f"{cell['grid']}/{cell['id']}"
 
 def cell_keys(
     cells, # from `expand`, with all that they need
@@ -201,11 +208,18 @@ def run_cell(
     return run_notebook(cell['template'], root/cell['notebook'], cell['params'])
 
 # %% ../nbs/41_grid.ipynb #9dc25ebb
-def study_cells(profile): # the cells of every grid, in the order of their needs
+def study_cells(
+    profile, # of nbs/experiments/profiles.yaml
+)->list:     # dicts, as from `expand`
+    "The cells of every grid, in the order of their needs"
     names = sorted(p.stem for p in (paths().nbs/'experiments'/'grids').glob('*.yaml'))
     return sorted((c for n in names for c in expand(n, profile)), key=lambda c: (bool(c['needs']), c['grid']))
 
-def home(cell, root): # the folder of a cell's run, here or kept
+def home(
+    cell:dict, # from `expand`
+    root,      # of the project
+)->Path:
+    "The folder of a cell's run, here or kept"
     return place(cell, root, resolve(cell['template'], cell['params']))
 
 def _stack(root, cells, name):

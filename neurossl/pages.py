@@ -15,8 +15,18 @@ import yaml
 from .core import Problem
 
 # %% ../nbs/39_pages.ipynb #30b0257f
-def cell_text(cell): return cell['source'] if isinstance(cell['source'], str) else ''.join(cell['source'])
-def with_text(cell, text): return dict(cell, source=text.splitlines(True))
+def cell_text(
+    cell:dict, # of a notebook
+)->str:
+    "The text of a cell"
+    return cell['source'] if isinstance(cell['source'], str) else ''.join(cell['source'])
+
+def with_text(
+    cell:dict, # of a notebook
+    text:str,
+)->dict:
+    "A copy of a cell with another text"
+    return dict(cell, source=text.splitlines(True))
 
 def cell_options(
     cell:dict,            # code cell

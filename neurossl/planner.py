@@ -106,7 +106,12 @@ def learning_curve(
     p,_ = curve_fit(f, x, v, p0=(min(v.max()+.02, .999), max(v.max()-v.min(), .01)*x.min()**.5, .5), bounds=((.5, 0, .05), (1, 50, 2)), max_nfev=20_000)
     return dict(zip('abc', map(float, p)), rmse=float(np.sqrt(((f(x, *p)-v)**2).mean())))
 
-def curve_at(curve, m): return min(max(curve['a']-curve['b']*float(m)**-curve['c'], .5), .9999) # expected AUC with m labelled subjects
+def curve_at(
+    curve, # of `learning_curve`
+    m,     # labelled subjects
+)->float:  # AUC, .5 to .9999
+    "What a learning curve expects of a number of labels"
+    return min(max(curve['a']-curve['b']*float(m)**-curve['c'], .5), .9999)
 
 def label_plan(
     curve,   # of `learning_curve`

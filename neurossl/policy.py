@@ -16,7 +16,10 @@ from .core import Problem, did_you_mean, in_notebook, paths
 POLICIES = ('open', 'protected')
 SIGNED = ('adni', 'oasis3', 'aibl') # cohorts whose users sign for protection; no card can open them
 
-def card_of(path): # where the cards of a manifest lie
+def card_of(
+    path, # of a manifest
+)->Path:
+    "Where the cards of a manifest's cohorts lie"
     path = Path(path); return path.with_name(f'{path.stem}.cohorts.yaml')
 
 def read_cards(

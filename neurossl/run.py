@@ -178,7 +178,10 @@ def claim(
     os.close(fd)
     raise Problem(folder, 'another process at work in this run', 'one at a time', 'Wait for it, or stop it, and run again.')
 
-def free(folder): # lets others work in a folder that `claim` took
+def free(
+    folder, # of a run
+):
+    "Let others work in a folder that `claim` took"
     fd = _held.pop(Path(folder).absolute(), None)
     if fd is not None: os.close(fd)
 

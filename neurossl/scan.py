@@ -100,6 +100,13 @@ RULES = {k: re.compile(v.encode()) for k,v in {
 
 def _volume(b): return b[344:347] in (b'n+1', b'ni1') and b[:4] in (b'\x5c\1\0\0', b'\0\0\1\x5c') or b[4:8]==b'n+2\0' and b[:4]==b'\x1c\2\0\0'
 
+def _closed(b):
+    "Whether an archive hides what is in it"
+    if b[:4]!=b'PK\3\4': return False
+    try:
+        with zipfile.ZipFile(io.BytesIO(b)) as z: return any(i.flag_bits & 1 for i in z.infolist())
+    except zipfile.BadZipFile: return True
+
 def _notebook(b):
     "Findings in the metadata of a notebook"
     try: nb = json.loads(b)
@@ -118,6 +125,7 @@ def look(
     out = list(_notebook(b))
     for how,x in layers(b):
         if how and _volume(x): out.append(('embedded volume', how))
+        if _closed(x): out.append(('archive that cannot be opened', how or 'the file itself'))
         for rule,r in RULES.items():
             if rule=='widget state' and b'widget-' not in x: continue
             for m in r.finditer(x):
@@ -137,7 +145,10 @@ def scan(
     skip = ('.failed.ipynb', '.part.ipynb', '.tmp')
     return [(f, *r) for f in files(places) if not f.name.endswith(skip) and '.ipynb_checkpoints' not in f.parts for r in look(f.read_bytes())]
 
-def staged(root=None): # findings in what git is about to commit
+def staged(
+    root=None, # of the repository; None: the project's
+)->list:       # findings, as from `scan`
+    "Findings in what git is about to commit"
     git = lambda *a: subprocess.run(['git', *a], cwd=root or paths().root, capture_output=True, check=True).stdout
     names = [n for n in git('diff', '--cached', '--name-only', '--diff-filter=ACMR', '-z').decode().split('\0') if n.startswith('nbs/') or n.endswith(('.ipynb', '.html', '.md', '.csv'))]
     return [(Path(n), *r) for n in names if not n.startswith('tests/') for r in look(git('show', f':{n}'))]

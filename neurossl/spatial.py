@@ -38,8 +38,17 @@ def is_stripped(
     return bool((v.data==0).mean()>.5 and BRAIN_ML[0]<(v.data>0).sum()*np.prod(v.spacing_mm)/1000<BRAIN_ML[1])
 
 # %% ../nbs/04_spatial.ipynb #1ee729bb
-def three(size): return (int(size),)*3 if np.ndim(size)==0 else tuple(int(s) for s in size)
-def shift(t): return np.block([[np.eye(3), np.reshape(t, (3,1))], [np.zeros((1,3)), np.ones((1,1))]]) # (4,4)
+def three(
+    size,  # voxels a side: a number, or one for each axis
+)->tuple:
+    "A size as three numbers"
+    return (int(size),)*3 if np.ndim(size)==0 else tuple(int(s) for s in size)
+
+def shift(
+    t,         # three numbers, mm or voxels
+)->np.ndarray: # (4,4)
+    "The affine that moves by t"
+    return np.block([[np.eye(3), np.reshape(t, (3,1))], [np.zeros((1,3)), np.ones((1,1))]])
 
 def _turn(a, b): # b[x,y,z] = a[z,y,x], in squares that fit the processor's cache
     for y in range(a.shape[1]):

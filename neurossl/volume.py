@@ -420,5 +420,15 @@ def show_grid(
     return fig
 
 # %% ../nbs/02_volume.ipynb #ccbc6e00
-def raw(v): return v.data if isinstance(v, Volume) else np.asarray(v)       # voxels of a Volume or an array
-def like(v, x): return Volume(x, v.affine) if isinstance(v, Volume) else x  # new voxels, as the old were given
+def raw(
+    v,         # Volume or array
+)->np.ndarray:
+    "The voxels"
+    return v.data if isinstance(v, Volume) else np.asarray(v)
+
+def like(
+    v, # Volume or array
+    x, # (X,Y,Z)
+):     # what `v` is
+    "New voxels, as the old were given"
+    return Volume(x, v.affine) if isinstance(v, Volume) else x

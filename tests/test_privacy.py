@@ -174,7 +174,8 @@ def test_what_the_project_holds_is_clean():
     found = scan(); assert not found, '\n'.join(f'{f.name}: {r}: {w}' for f,r,w in found[:20])
 
 @pytest.mark.parametrize('b,rule', [(b'see 123_S_4567', 'participant id'), (b'OAS31234_MR_d0001', 'participant id'), (b'date of birth: 1941-02-03', 'date of birth'), (b'"PatientName": "Doe"', 'patient record'),
-    (b'open("/home/jane/x")', 'absolute path'), (rb'C:\\Users\\jane\\x', 'absolute path'), (b'<script type="application/vnd.jupyter.widget-state+json">', 'widget state')])
+    (b'open("/home/jane/x")', 'absolute path'), (rb'C:\\Users\\jane\\x', 'absolute path'), (b'<script type="application/vnd.jupyter.widget-state+json">', 'widget state'),
+    (b'PK\3\4'+bytes(60), 'archive that cannot be opened')])
 def test_rules(b, rule):
     assert [r for r,_ in look(b)]==[rule]
     import base64
