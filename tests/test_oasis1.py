@@ -1,4 +1,7 @@
 "The OASIS-1 path from a fabricated folder to a report; the planner's notebook"
+import os
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -39,6 +42,23 @@ def test_from_folder_to_report(tmp_path):
     r = pd.read_csv(tmp_path/'run'/'results.csv'); assert set(r.arm)=={'age+sex', 'ROI volumes', 'voxels 16^3', 'PCA', 'random-init'} and len(pd.read_csv(tmp_path/'run'/'excluded.csv'))==1
     assert 'OAS1_' not in (tmp_path/'oasis1.ipynb').read_text(), 'no participant is named on the page'
     with pytest.raises(Exception, match='ROOT'): run_notebook('oasis1', tmp_path/'x.ipynb', dict(profile='smoke', out=str(tmp_path/'x')))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif('NEUROSSL_SCANS' not in os.environ, reason='NEUROSSL_SCANS is not set: no real scans at hand')
+def test_the_real_scans_under_made_up_ratings(tmp_path):
+    "Nineteen scans of OASIS-1, their ages and sexes, laid out as the discs are; every second person is given a rating above 0, so scores mean nothing and all the rest is real"
+    import nibabel as nib
+    bids = Path(os.environ['NEUROSSL_SCANS'])/'oasis1_bids'; root = tmp_path/'data'; people = pd.read_csv(bids/'participants.tsv', sep='\t', dtype=str).set_index('participant_id'); rows = []
+    for f in sorted(bids.glob('sub-*/ses-*/anat/*_T1w.nii.gz')):
+        sub,ses = f.name.split('_')[:2]; i = int(sub[-4:]); name = f'OAS1_{i:04d}_MR{int(ses[-2:])}'; at = root/'disc1'/name/'PROCESSED'/'MPRAGE'/'T88_111'; at.mkdir(parents=True)
+        img = nib.load(f); nib.save(nib.Spm99AnalyzeImage(np.asarray(img.dataobj, np.int16), img.affine), at/f'{name}_mpr_n4_anon_111_t88_masked_gfc.img')
+        rows.append([name, people.sex[sub][0].upper(), 'R', str(round(float(people.age[sub]))), '3', '2', '28', ('0', '0.5')[sorted(people.index).index(sub)%2], '1400', '.75', '1.2', 'N/A'])
+    (root/'oasis_cross-sectional.csv').write_text('\n'.join(map(','.join, [['ID', 'M/F', 'Hand', 'Age', 'Educ', 'SES', 'MMSE', 'CDR', 'eTIV', 'nWBV', 'ASF', 'Delay'], *rows]))+'\n'); assert len(rows)==19
+    run_notebook('oasis1', tmp_path/'oasis1.ipynb', dict(profile='smoke', size=40, least_age=18., root=str(root), out=str(tmp_path/'run')))
+    m,flow = read_json(tmp_path/'run'/'run.json')['metrics'],pd.read_csv(tmp_path/'run'/'flow.csv').scans.tolist()
+    assert flow==[17]*4 and m['n_scans']==17 and not len(pd.read_csv(tmp_path/'run'/'excluded.csv')), 'the first session of each person, none refused'
+    r = pd.read_csv(tmp_path/'run'/'results.csv'); assert set(r.arm)=={'age+sex', 'ROI volumes', 'voxels 16^3', 'PCA', 'random-init'} and r.value.between(0, 1).all()
 
 
 @pytest.mark.slow
