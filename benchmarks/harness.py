@@ -89,12 +89,14 @@ def compare(
     calls,peak,took = {},{},0.
     for k,f in fns.items(): # warm-up: compile, import, fill the page cache
         t = time.perf_counter(); first = peak_mib(f) if memory else f(); once = time.perf_counter()-t
+        faults = math.inf
         if once>2: peak[k] = first if memory else float('nan') # a long call warms up and tells its memory in one
-        else: once = _sample(f, 1)[1]
-        calls[k] = max(1, min(1000, round(least_s/max(once, 1e-7)))); took += once*calls[k]; faults = math.inf
+        else: _,once,faults = _sample(f, 1)
+        calls[k] = max(1, min(1000, round(least_s/max(once, 1e-7)))); took += once*calls[k]
         for _ in range(4): # until it no longer needs ever less new memory: whoever trains, trains for hours
+            if faults<=16: break
             last,faults = faults,_sample(f, 1)[2]
-            if not 16<faults<.9*last: break
+            if faults>=.9*last: break
     out = {k: [] for k in fns}
     for r in range(max(min(rounds, 3), int(min(rounds, most_s/max(took, 1e-9))))):
         for k in list(fns)[::1 if r%2==0 else -1]: out[k].append(_sample(fns[k], calls[k]))
