@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from neurossl.core import keep_memory
 from neurossl.encoders import folded, head
 from neurossl.nets import SFCN, ResNet3D
-from neurossl.settings import SMALL, TrainConfig, optimiser
+from neurossl.settings import TrainConfig, autocast, optimiser
 from neurossl.train import _place
 from torch import nn
 
@@ -43,13 +43,13 @@ def step(
     "One step of training"
     net = network(kind, shape); dev = torch.device('cpu'); net = _plain(net) if mode=='eager' else _place(net, dev)
     g = torch.Generator().manual_seed(1); x = torch.rand(batch, 1, *shape, generator=g); y = torch.arange(batch)%2
-    if mode!='eager': keep_memory(x.numel()<=SMALL)
+    if mode!='eager': keep_memory(x)
     opt = optimiser([net], TrainConfig())
     for group in opt.param_groups: group['lr'] = 0.
     net.train()
     def f():
         opt.zero_grad()
-        with torch.autocast('cpu', torch.bfloat16, enabled=mode=='bf16'): loss = F.cross_entropy(net(x).float(), y)
+        with autocast(mode, dev): loss = F.cross_entropy(net(x).float(), y)
         loss.backward(); opt.step(); grads = [p.grad for p in net.parameters()]
         return np.array([loss.item(), *(float(n) for n in torch._foreach_norm(grads)), *(v for q in grads for v in q.flatten()[:8].tolist())])
     return f
@@ -64,11 +64,11 @@ def features(
     kind, shape, batch, mode, # as for `step`
 ):               # function: features (B,F)
     "Features of a batch with the encoder frozen"
-    net = _statistics(network(kind, shape).encoder).eval(); x = torch.rand(batch, 1, *shape, generator=torch.Generator().manual_seed(1))
-    net = _plain(net) if mode=='eager' else folded(_place(net, torch.device('cpu')))
+    dev = torch.device('cpu'); net = _statistics(network(kind, shape).encoder).eval(); x = torch.rand(batch, 1, *shape, generator=torch.Generator().manual_seed(1))
+    net = _plain(net) if mode=='eager' else folded(_place(net, dev))
     if mode!='eager': keep_memory() # as embed does
     def f():
-        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16, enabled=mode=='bf16'): return net(x).float().numpy()
+        with torch.no_grad(), autocast(mode, dev): return net(x).float().numpy()
     return f
 
 def load(
@@ -104,6 +104,6 @@ def convolutions(
     one = 2*32*27*64*side**3*(3 if back else 1)/1e9; times = max(1, round(work/one))
     def f():
         for _ in range(times):
-            with torch.set_grad_enabled(back), torch.autocast('cpu', torch.bfloat16, enabled=precision=='bf16'): y = conv(x)
+            with torch.set_grad_enabled(back), autocast(precision, x.device): y = conv(x)
             if back: y.backward(y.detach())
     return f

@@ -56,7 +56,7 @@ def slice_range(
 def _weigh(v, w, d): # v (N,X,Y,Z), w (1 or N, T), d in 1, 2, 3 -> (N, two sides); in full precision also under autocast
     with nullcontext() if v.is_meta else torch.autocast(v.device.type, enabled=False):
         w = w.to(v)
-        if d==1: return (w[0] @ v.flatten(2) if len(w)==1 else (w[:,None] @ v.flatten(2))[:,0]).unflatten(-1, v.shape[2:])
+        if d==1: return (w[:,None] @ v.flatten(2))[:,0].unflatten(-1, v.shape[2:])
         if d==2: return (w[:,None,None] @ v)[:,:,0]
         return v @ w[0] if len(w)==1 else (v.flatten(1, 2) @ w[:,:,None])[...,0].unflatten(1, v.shape[1:3])
 

@@ -24,7 +24,7 @@ from .encoders import build_encoder, head
 from .metrics import auc, predictions
 from .probes import baselines, cross_probe, embed, saw
 from .splits import check_disjoint, label_fraction, people_of, refuse_known, refuse_test, split_subjects, subject_folds
-from .settings import SMALL, autocast
+from .settings import autocast
 from .train import History, TrainConfig, TrainError, encoder_hash, evaluate, refresh_bn, step_size
 
 # %% ../nbs/32_finetune.ipynb #042772b2
@@ -156,9 +156,9 @@ def _epoch(model, task, train, cfg, size, epoch, epochs, opt):
     "One pass over the training scans: the mean loss"
     model.train(); task.train(); losses,steps = [],len(train)//size
     for i,b in enumerate(loader(train, size, seed=cfg.seed, epoch=epoch, shuffle=True, drop_last=True)):
-        b = on_device(b, opt.param_groups[0]['params'][0].device); keep_memory(b['x'].numel()<=SMALL)
+        b = on_device(b, opt.param_groups[0]['params'][0].device); keep_memory(b['x'])
         opt.param_groups[0]['lr'] = step_size(cfg, epoch*steps+i, epochs*steps)
-        with autocast(cfg, b['x'].device): loss = task(model, dict(b, seed=cfg.seed, epoch=epoch))['loss']
+        with autocast(cfg.precision, b['x'].device): loss = task(model, dict(b, seed=cfg.seed, epoch=epoch))['loss']
         if not loss.isfinite():
             raise TrainError(f'fit_best, epoch {epoch+1}, step {i+1}', f"a loss of {float(loss.detach())}, from {', '.join(b['scan_id'][:5])}, ...", 'a finite loss', 'Try a smaller lr, grad_clip=1 or precision fp32.')
         opt.zero_grad(); loss.backward()
@@ -185,7 +185,7 @@ def fit_best(
         torch.manual_seed(cfg.seed)
         for epoch in range(epochs):
             row = dict(epoch=epoch+1, train_loss=_epoch(model, task, train, cfg, size, epoch, epochs, opt))
-            with autocast(cfg, where):
+            with autocast(cfg.precision, where):
                 refresh_bn(model, train, size, cfg.bn_scans)
                 row |= {f'valid_{k}': v for k,v in task.judge(model, valid).items()}; rows.append(row)
             if best is None or _key(row)>best[0]: best = _key(row),epoch,copy.deepcopy([m.state_dict() for m in (model, task)])

@@ -44,7 +44,8 @@ def embed(
     "The features of each scan, with the encoder frozen and in evaluation mode"
     if not len(ds): raise Problem('embed', 'no scans', 'a dataset with at least one scan', 'Check the subset of the manifest.')
     if batch is None: batch = min(32, max(1, 32*48**3//ds[0]['x'].numel()))
-    keep_memory(); ids,rows,where,net = [],[],next(encoder.parameters(), torch.zeros(())).device,folded(encoder) # a copy, a quarter faster
+    ids,rows,where,net = [],[],next(encoder.parameters(), torch.zeros(())).device,folded(encoder) # a copy, a quarter faster
+    if where.type=='cpu': keep_memory()
     with torch.no_grad():
         for b in loader(ds, batch, shuffle=False, drop_last=False): ids += b['scan_id']; rows.append(net(b['x'].to(where)).float().cpu())
     x = torch.cat(rows).numpy()

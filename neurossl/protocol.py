@@ -27,7 +27,7 @@ from .dynamic import pool_volume
 from .korolev import VoxResNet, VoxVGG
 from .metrics import COUNTS, auc, average_precision, predictions
 from .phantom import anatomical
-from .settings import SMALL
+from .settings import autocast
 from .slicenets import FILES, DynamicNet, packaged
 from .splits import check_disjoint, refuse_test, split_subjects, subject_folds
 from .stats import best_of
@@ -201,8 +201,8 @@ def train_epochs(
             net.train(); opt.param_groups[0]['lr'] = base*rate(e, epochs); total,steps,wait,t0 = 0.,0,0.,time.perf_counter()
             it,mark = iter(loader(train, size, seed=seed, epoch=e, drop_last=True)),t0
             for b in it:
-                wait += time.perf_counter()-mark; keep_memory(b['x'].numel()<=SMALL)
-                with torch.autocast(dev.type, torch.bfloat16, enabled=precision=='bf16'): z = net(b['x'].to(dev))
+                wait += time.perf_counter()-mark; x = b['x'].to(dev); keep_memory(x)
+                with autocast(precision, dev): z = net(x)
                 loss = F.cross_entropy(z, torch.tensor([y[i] for i in b['scan_id']], device=dev)); _finite(loss, e, b)
                 opt.zero_grad(); loss.backward(); opt.step(); total += float(loss.detach()); steps += 1; mark = time.perf_counter()
             times.append(dict(epoch=e+1, loss=total/steps, seconds=time.perf_counter()-t0, loading_s=wait, samples=steps*size))

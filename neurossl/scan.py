@@ -26,20 +26,25 @@ def _png(b):
 
 _B64 = re.compile(rb'[A-Za-z0-9+/_-](?:[A-Za-z0-9+/_-]|\\n|%2[BFbf]|\s(?=[A-Za-z0-9+/]{20})){22,}={0,2}')
 
+def _member(z, i):
+    "The name of a file in a zip, and what it holds"
+    try: held = None if i.flag_bits & 1 else z.open(i).read(LIMIT) # bit 0: encrypted
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, ValueError): held = None
+    yield f'zip {i.filename}', i.filename.encode()+b'\n'+(held or b'')
+    if held is None: yield f'zip {i.filename}', None
+
 def _inner(b):
-    "What a layer holds: (how, bytes)"
+    "What a layer holds: (how, bytes); None for bytes that cannot be had"
     if b[:2]==b'\x1f\x8b':
         try: yield 'gzip', gzip.GzipFile(fileobj=io.BytesIO(b)).read(LIMIT)
         except (OSError, EOFError, zlib.error): yield 'gzip, damaged', zlib.decompressobj(31).decompress(b, LIMIT) if b[2:3]==b'\x08' and _opens(b) else b''
     elif b[:6]==b'\xfd7zXZ\0':
         try: yield 'xz', lzma.LZMADecompressor().decompress(b, LIMIT)
-        except lzma.LZMAError: return
+        except lzma.LZMAError: yield 'xz', None
     elif b[:4]==b'PK\3\4':
-        try:
-            with zipfile.ZipFile(io.BytesIO(b)) as z:
-                for i in z.infolist():
-                    yield f'zip {i.filename}', i.filename.encode()+b'\n'+(z.open(i).read(LIMIT) if not i.flag_bits & 1 else b'')
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError): return
+        try: z = zipfile.ZipFile(io.BytesIO(b))
+        except (zipfile.BadZipFile, ValueError): yield 'zip', None
+        else: yield from (it for i in z.infolist() for it in _member(z, i))
     elif b[:8]==b'\x89PNG\r\n\x1a\n': yield from (('PNG text', t) for t in _png(b))
     else:
         if re.search(rb'&(#|lt|gt|amp|quot)', b): yield 'entities', html.unescape(b.decode('utf-8', 'replace')).encode()
@@ -57,13 +62,15 @@ def _opens(b):
 def layers(
     b:bytes, # a file
     depth=4, # layers within layers
-):           # yields (how, bytes), the file itself first
+):           # yields (how, bytes), the file itself first; None for the bytes of an archive that cannot be opened
     "A file and all that can be unpacked from it"
     seen,todo = {b},[('', b, 0)]
     while todo:
         how,x,d = todo.pop(); yield how, x
         for more,y in _inner(x) if d<depth else ():
-            if y and y not in seen and len(y)>7: seen.add(y); todo.append((f'{how} > {more}'.strip(' >'), y, d+1))
+            at = f'{how} > {more}'.strip(' >')
+            if y is None: yield at, None
+            elif y not in seen and len(y)>7: seen.add(y); todo.append((at, y, d+1))
 
 # %% ../nbs/48_scan.ipynb #ea2c3776
 def find(
@@ -74,7 +81,7 @@ def find(
     want = {v: n for n in needles for v in (n.lower().encode(), n.lower().encode('utf-16-le'))}; out = []
     for f in files(places):
         for how,b in layers(f.read_bytes()):
-            low = b.lower(); out += [(f, how, n) for v,n in want.items() if v in low]
+            low = (b or b'').lower(); out += [(f, how, n) for v,n in want.items() if v in low]
         out += [(f, 'its name', n) for v,n in want.items() if v in str(f.name).lower().encode()]
     return out
 
@@ -100,13 +107,6 @@ RULES = {k: re.compile(v.encode()) for k,v in {
 
 def _volume(b): return b[344:347] in (b'n+1', b'ni1') and b[:4] in (b'\x5c\1\0\0', b'\0\0\1\x5c') or b[4:8]==b'n+2\0' and b[:4]==b'\x1c\2\0\0'
 
-def _closed(b):
-    "Whether an archive hides what is in it"
-    if b[:4]!=b'PK\3\4': return False
-    try:
-        with zipfile.ZipFile(io.BytesIO(b)) as z: return any(i.flag_bits & 1 for i in z.infolist())
-    except zipfile.BadZipFile: return True
-
 def _notebook(b):
     "Findings in the metadata of a notebook"
     try: nb = json.loads(b)
@@ -124,8 +124,8 @@ def look(
     "What one file holds that others should not see"
     out = list(_notebook(b))
     for how,x in layers(b):
+        if x is None: out.append(('archive that cannot be opened', how)); continue
         if how and _volume(x): out.append(('embedded volume', how))
-        if _closed(x): out.append(('archive that cannot be opened', how or 'the file itself'))
         for rule,r in RULES.items():
             if rule=='widget state' and b'widget-' not in x: continue
             for m in r.finditer(x):

@@ -25,7 +25,7 @@ from .data import ScanDataset, batches, build_cache, loader, on_device
 from .encoders import build_encoder
 from .policy import admitted, policy_of
 from .processes import collect, joined, mean_over, share, synced, wait, world
-from .settings import SMALL, TrainConfig, autocast, optimiser, settings, step_size
+from .settings import TrainConfig, autocast, optimiser, settings, step_size
 from .splits import check_disjoint, refuse_test
 
 # %% ../nbs/23_train.ipynb #9667cfbe
@@ -100,10 +100,10 @@ def _step(net, ds, idx, cfg, epoch, augment, feed=None):
     size,dev,seen,total = world()[1],_where(net),[],{}; feed = feed or batches(ds, _shares(idx, cfg), dev)
     for part in range(cfg.accumulate):
         b = next(feed)
-        keep_memory(dev.type=='cpu' and b['x'].numel()<=SMALL)
+        keep_memory(b['x'])
         if augment is not None: b = augment(b, cfg.seed, epoch)
         with net.no_sync() if size>1 and part<cfg.accumulate-1 else nullcontext():
-            with autocast(cfg, dev): out = net(_look(ds, b, dev, cfg.seed, epoch))
+            with autocast(cfg.precision, dev): out = net(_look(ds, b, dev, cfg.seed, epoch))
             (out['loss']/cfg.accumulate).backward()
         for k,v in out.items(): total[k] = total.get(k, 0)+v.detach().float()/cfg.accumulate
         seen.append(b)
@@ -223,7 +223,7 @@ def _write(run, name, encoder, train, cfg, facts, **more):
 def _after(encoder, task, train, valid, cfg, row):
     "Validation of one epoch; only the last one's weights are kept, and only they are worth full precision"
     if valid is None: return row
-    with autocast(cfg, _where(encoder), on=row['epoch']<cfg.epochs):
+    with autocast(cfg.precision if row['epoch']<cfg.epochs else 'fp32', _where(encoder)):
         refresh_bn(encoder, train, cfg.batch, cfg.bn_scans, task)
         return row | {f'valid_{k}': v for k,v in evaluate(encoder, task, valid, cfg.batch, cfg.seed).items()}
 

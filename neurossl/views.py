@@ -108,23 +108,25 @@ def warp(
         at = [_nearest(a, b, recipe.mask, dev) for a,b in zip(out, c.shape)]
         if p['flip']: c,at[lr] = c.flip(lr),at[lr].flip(0)
         y = c.clone() if c.shape==out else _stretched(F.interpolate(c[None], out[1:], mode='bilinear', align_corners=False)[0], out[0])
-        return y, _picked(m, *at)
+        return y, _picked(m, at[0], at[1][:,None], at[2])
     if recipe.axes=='xyz':
         y,m = _turn(c.permute(2,1,0).contiguous(), m.permute(2,1,0).contiguous(), out[::-1], p, recipe)
         return y.permute(2,1,0).contiguous(), m.permute(2,1,0).contiguous()
     return _turn(c, m, out, p, recipe)
 
+def _sits(t, m, n): return ((t+.5)*(m/n)-.5).clamp_(0, m-1) # where places among n voxels lie among m, held at the border
+
 def _stretched(y, D): # (d,H,W) -> (D,H,W) along the first axis
     d,dev = len(y),y.device
     if d==D: return y
-    z = ((torch.arange(D, device=dev, dtype=torch.float32)+.5)*(d/D)-.5).clamp_(0, d-1); i = z.long(); j = (i+1).clamp_(max=d-1)
+    z = _sits(torch.arange(D, device=dev, dtype=torch.float32), d, D); i = z.long(); j = (i+1).clamp_(max=d-1)
     if dev.type!='cpu': return torch.lerp(y.index_select(0, i), y.index_select(0, j), (z-i)[:,None,None])
     out = y.new_empty(D, *y.shape[1:])
     for o,a,b,f in zip(out, i.tolist(), j.tolist(), (z-i).tolist()): torch.lerp(y[a], y[b], f, out=o) # two slices at a time fit into a cache
     return out
 
-def _picked(m, iz, iy, ix): # the voxels at these places; iy and ix of each axis, or of each pixel
-    at = iy*m.shape[2]+ix if iy.ndim==2 else iy[:,None]*m.shape[2]+ix
+def _picked(m, iz, iy, ix): # the voxels at these slices, rows and columns of each pixel
+    at = iy*m.shape[2]+ix
     return m.reshape(len(m), -1).index_select(1, at.flatten()).index_select(0, iz).view(len(iz), *at.shape)
 
 def _turn(c, m, out, p, recipe): # c float, m bool: the box as (z,y,x)
@@ -257,8 +259,7 @@ def _numba_view(v, mask, p, recipe): # as bend(*warp(...))
     v = v if v.is_contiguous() else v.contiguous(); mask = v if mask is None else mask.to(torch.uint8).contiguous(); st = zyx(v).stride()
     (d,h,w),(z,y,x) = (p[k].tolist()[::1 if recipe.axes=='zyx' else -1] for k in ('size', 'start')); D,H,W = zyx(v).shape
     r,q = _turned(H, W, p, 'cpu'); q = W-1-q if p['flip'] else q
-    sit = lambda t, m, n: ((t+.5)*(m/n)-.5).clamp_(0, m-1)
-    sy,sx,sz = sit(r, h, H),sit(q, w, W),sit(torch.arange(D, dtype=torch.float32), d, D); iy,ix,iz = sy.long(),sx.long(),sz.long(); near = lambda n, m: _nearest(n, m, recipe.mask, 'cpu')
+    sy,sx,sz = _sits(r, h, H),_sits(q, w, W),_sits(torch.arange(D, dtype=torch.float32), d, D); iy,ix,iz = sy.long(),sx.long(),sz.long(); near = lambda n, m: _nearest(n, m, recipe.mask, 'cpu')
     flat = lambda t: (t if t.is_floating_point() else t.int()).flatten().numpy(); at = lambda a, b: flat((y+a)*st[1]+(x+b)*st[2]+z*st[0])
     out,inside = np.empty((D,H,W), np.float32),np.empty((D,H,W), np.bool_)
     lo,hi = jit(_resample, _LOOSE)(v.view(-1).numpy(), at(iy, ix), flat((ix+1<w)*st[2]), flat((iy+1<h)*st[1]), flat(sx-ix), flat(sy-iy), at(near(H, h)[r.round().long()], near(W, w)[q.round().long()]),

@@ -68,7 +68,10 @@ def test_no_swallowed_exceptions_and_no_shortcuts(room):
         if isinstance(n, ast.While): assert not (isinstance(n.test, ast.Constant) and n.test.value), f'line {n.lineno}: while True'
         if isinstance(n, ast.Call): assert not any(k.arg=='strict' and isinstance(k.value, ast.Constant) and k.value.value is False and 'load_state' in ast.unparse(n.func) for k in n.keywords), f'line {n.lineno}: strict=False'
     if module(room)!='core': assert 'os.environ' not in src, 'only core reads the environment'
-    named = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
+
+@pytest.mark.parametrize('room', ROOMS, ids=name)
+def test_every_public_name_has_one_line(room):
+    tree = ast.parse((ROOT/'neurossl'/f'{module(room)}.py').read_text()); named = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_')]
     mute = [n.name for n in named if not ast.get_docstring(n)]; assert not mute, f'public, without a docstring: {mute}'
     assert not (long := [n.name for n in named if '\n' in (ast.get_docstring(n) or '')]), f'a docstring of more than one line: {long}'
 

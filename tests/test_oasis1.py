@@ -10,17 +10,29 @@ from neurossl.phantom import phantom, sample_latents
 from neurossl.run import parameters, resolve, run_notebook
 
 
+def table(root, rows):
+    "The table of OASIS-1, of (ID, sex, age, CDR)"
+    names = ['ID', 'M/F', 'Hand', 'Age', 'Educ', 'SES', 'MMSE', 'CDR', 'eTIV', 'nWBV', 'ASF', 'Delay']
+    rows = [[name, sex, 'R', str(age), '3', '2', '28', cdr, '1400', '.75', '1.2', 'N/A'] for name,sex,age,cdr in rows]
+    (root/'oasis_cross-sectional.csv').write_text('\n'.join(map(','.join, [names, *rows]))+'\n')
+
+
+def disc(root, name, k=1):
+    "Where a disc has the masked atlas scan of a session"
+    at = root/f'disc{k}'/name/'PROCESSED'/'MPRAGE'/'T88_111'; at.mkdir(parents=True); return at/f'{name}_mpr_n4_anon_111_t88_masked_gfc.img'
+
+
 def fabricated(root, people=24, side=40):
     "Discs with masked atlas scans (Analyze pairs) and the table: every second person of sixty and more is rated above 0; the first two are young and not rated, one scan is broken"
     import nibabel as nib
     rows = []
     for i in range(1, people+1):
-        name = f'OAS1_{i:04d}_MR1'; old,ad = i>2,i%2==0; at = root/f'disc{1+i%3}'/name/'PROCESSED'/'MPRAGE'/'T88_111'; at.mkdir(parents=True)
+        name = f'OAS1_{i:04d}_MR1'; old,ad = i>2,i%2==0; at = disc(root, name, 1+i%3)
         v = phantom(sample_latents(5, i, 'clinical_a', dx='AD' if ad and old else 'CN', age=60.+i, severity=1.2*(ad and old)), side).data
-        img = nib.Spm99AnalyzeImage(v.astype(np.int16), np.diag([-192/side, 192/side, 192/side, 1])); nib.save(img, at/f'{name}_mpr_n4_anon_111_t88_masked_gfc.img')
-        if i==people: (at/f'{name}_mpr_n4_anon_111_t88_masked_gfc.img').write_bytes(b'')
-        rows.append([name, 'MF'[i%2], 'R', str(60+i if old else 20), '3', '2', '28', ('0.5' if ad else '0') if old else '', '1400', '.75', '1.2', 'N/A'])
-    (root/'oasis_cross-sectional.csv').write_text('\n'.join(map(','.join, [['ID', 'M/F', 'Hand', 'Age', 'Educ', 'SES', 'MMSE', 'CDR', 'eTIV', 'nWBV', 'ASF', 'Delay'], *rows]))+'\n')
+        img = nib.Spm99AnalyzeImage(v.astype(np.int16), np.diag([-192/side, 192/side, 192/side, 1])); nib.save(img, at)
+        if i==people: at.write_bytes(b'')
+        rows.append((name, 'MF'[i%2], 60+i if old else 20, ('0.5' if ad else '0') if old else ''))
+    table(root, rows)
     return root
 
 
@@ -51,10 +63,10 @@ def test_the_real_scans_under_made_up_ratings(tmp_path):
     import nibabel as nib
     bids = Path(os.environ['NEUROSSL_SCANS'])/'oasis1_bids'; root = tmp_path/'data'; people = pd.read_csv(bids/'participants.tsv', sep='\t', dtype=str).set_index('participant_id'); rows = []
     for f in sorted(bids.glob('sub-*/ses-*/anat/*_T1w.nii.gz')):
-        sub,ses = f.name.split('_')[:2]; i = int(sub[-4:]); name = f'OAS1_{i:04d}_MR{int(ses[-2:])}'; at = root/'disc1'/name/'PROCESSED'/'MPRAGE'/'T88_111'; at.mkdir(parents=True)
-        img = nib.load(f); nib.save(nib.Spm99AnalyzeImage(np.asarray(img.dataobj, np.int16), img.affine), at/f'{name}_mpr_n4_anon_111_t88_masked_gfc.img')
-        rows.append([name, people.sex[sub][0].upper(), 'R', str(round(float(people.age[sub]))), '3', '2', '28', ('0', '0.5')[sorted(people.index).index(sub)%2], '1400', '.75', '1.2', 'N/A'])
-    (root/'oasis_cross-sectional.csv').write_text('\n'.join(map(','.join, [['ID', 'M/F', 'Hand', 'Age', 'Educ', 'SES', 'MMSE', 'CDR', 'eTIV', 'nWBV', 'ASF', 'Delay'], *rows]))+'\n'); assert len(rows)==19
+        sub,ses = f.name.split('_')[:2]; i = int(sub[-4:]); name = f'OAS1_{i:04d}_MR{int(ses[-2:])}'
+        img = nib.load(f); nib.save(nib.Spm99AnalyzeImage(np.asarray(img.dataobj, np.int16), img.affine), disc(root, name))
+        rows.append((name, people.sex[sub][0].upper(), round(float(people.age[sub])), ('0', '0.5')[sorted(people.index).index(sub)%2]))
+    table(root, rows); assert len(rows)==19
     run_notebook('oasis1', tmp_path/'oasis1.ipynb', dict(profile='smoke', size=40, least_age=18., root=str(root), out=str(tmp_path/'run')))
     m,flow = read_json(tmp_path/'run'/'run.json')['metrics'],pd.read_csv(tmp_path/'run'/'flow.csv').scans.tolist()
     assert flow==[17]*4 and m['n_scans']==17 and not len(pd.read_csv(tmp_path/'run'/'excluded.csv')), 'the first session of each person, none refused'

@@ -173,6 +173,21 @@ def test_a_script_in_an_id_never_gets_in(canaries):
 def test_what_the_project_holds_is_clean():
     found = scan(); assert not found, '\n'.join(f'{f.name}: {r}: {w}' for f,r,w in found[:20])
 
+def test_an_archive_that_hides_something_is_a_finding():
+    "An encrypted file, a damaged one beside a good one, and streams that do not open; the names and the good file are still read"
+    import io, lzma, zipfile
+    def zipped(kind=zipfile.ZIP_DEFLATED):
+        f = io.BytesIO()
+        with zipfile.ZipFile(f, 'w', kind) as z: z.writestr('123_S_4567.txt', bytes(range(256))*20); z.writestr('good.txt', b'by 321_'+b'S_7654')
+        return bytearray(f.getvalue())
+    hidden = ('archive that cannot be opened', 'zip 123_S_4567.txt'); named = [('participant id', '123_S_'+'4567'), ('participant id', '321_S_'+'7654')]
+    assert [r for r in look(bytes(zipped())) if r[0]==hidden[0]]==[] and set(named)<=set(look(bytes(zipped())))
+    locked = zipped(); locked[6] |= 1; locked[locked.index(b'PK\1\2')+8] |= 1
+    for kind in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        hurt = zipped(kind); hurt[60:90] = bytes(30); assert set(look(bytes(hurt)))=={hidden, *named}, kind
+    assert set(look(bytes(locked)))=={hidden, *named}
+    assert look(lzma.compress(b'fine text')[:8]+bytes(60))==[(hidden[0], 'xz')] and look(lzma.compress(b'fine text'))==[]
+
 @pytest.mark.parametrize('b,rule', [(b'see 123_S_4567', 'participant id'), (b'OAS31234_MR_d0001', 'participant id'), (b'date of birth: 1941-02-03', 'date of birth'), (b'"PatientName": "Doe"', 'patient record'),
     (b'open("/home/jane/x")', 'absolute path'), (rb'C:\\Users\\jane\\x', 'absolute path'), (b'<script type="application/vnd.jupyter.widget-state+json">', 'widget state'),
     (b'PK\3\4'+bytes(60), 'archive that cannot be opened')])

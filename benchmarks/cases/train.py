@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neurossl.settings import SMALL
+from neurossl.core import SMALL
 
 from ..apart import Apart
 from ..harness import Case, GateError, same
