@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .compare import OWN
+from .compare import OWN, kind_of
 from .core import Problem
 from .encoders import build_encoder
 from .flat import FlatNet
@@ -51,10 +51,10 @@ def leaderboard(
 )->pd.DataFrame: # arm, saw, probe, auc, lo, hi, n_subjects, n_seeds, core_seconds, parameters, state; the best first
     "One row an arm"
     t = probe[probe.metric.eq('auc')&probe.cohort.eq(cohort)&probe.adjust.eq('none')&probe[['epoch', 'ad_share', 'remedy']].isna().all(axis=1)]
-    own = {a: v[0] for a,v in OWN.items()} | dict(supervised='all weights'); want = t.arm.map(own).fillna(classifier)
+    own = {a: v[0] for a,v in OWN.items()} | dict(supervised='all weights'); want = t.arm.map(kind_of).map(own).fillna(classifier)
     t = t[t.probe.eq(want)&(t.n_train.isna()|t.n_train.eq(n_train))].drop_duplicates('arm')
-    t = t.join(training_costs(runs), on='arm'); free = t.arm.isin([*NO_WEIGHTS, 'random-init'])
-    t['core_seconds'] = t.core_seconds.where(~free, 0.); t.loc[t.arm.eq('random-init'), 'parameters'] = parameters_of()
+    t = t.join(training_costs(runs), on='arm'); kind = t.arm.map(kind_of)
+    t['core_seconds'] = t.core_seconds.mask(kind.isin([*NO_WEIGHTS, 'random-init']), 0.); t.loc[kind.eq('random-init'), 'parameters'] = parameters_of()
     if guests is not None and len(guests): t = pd.concat([t, guests[guests.metric.eq('auc')&guests.cohort.eq(cohort)&guests.probe.eq(classifier)]], ignore_index=True)
     t = t.rename(columns=dict(value='auc')).assign(state='judged'); lost = [a for a in expected if a not in set(t.arm)]
     t = pd.concat([t.sort_values('auc', ascending=False), pd.DataFrame(dict(arm=lost, state='not run yet'))], ignore_index=True)
