@@ -23,7 +23,7 @@ from neurossl.stats import best_of
 from neurossl.train import refresh_bn
 
 SMALL = 'dyn-shufflenet_v2-att'
-ONE_BY_ONE = [*(f'dyn-{n}-att' for n in NETS), *NETS_3D, *(pytest.param(a, marks=pytest.mark.slow) for a in ('max-vgg11', 'avg-vgg11', 'learned-vgg11-att'))]
+ONE_BY_ONE = [*(f'dyn-{n}-att' for n in NETS), *(pytest.param(a, marks=pytest.mark.slow) for a in (*NETS_3D, 'max-vgg11', 'avg-vgg11', 'learned-vgg11-att'))]
 
 def people(n_cn, n_ad, cohort='clinical_a', seed=7):
     man = subset(phantom_cohort(3*(n_cn+n_ad), seed, cohort, hashes=False), dx=('CN', 'AD'))

@@ -39,7 +39,7 @@ def bids(tmp_path_factory):
     f.write_bytes(f.read_bytes()[:f.stat().st_size//2])
     return root
 
-@pytest.mark.parametrize('policy', ['protected', 'open'])
+@pytest.mark.parametrize('policy', [pytest.param('protected', marks=pytest.mark.slow), 'open'])
 def test_a_folder_with_a_broken_file(bids, encoder, policy, tmp_path):
     run_notebook('real', tmp_path/'real.ipynb', dict(profile='smoke', size=32, scans=str(bids), policy=policy, pretrain=str(encoder), out=str(tmp_path/'run')))
     done = read_json(tmp_path/'run'/'run.json')['metrics']

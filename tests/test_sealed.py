@@ -21,6 +21,7 @@ def test_opening_twice_is_visible_and_judges_other_people(tmp_path):
     log = read_log(tmp_path/'log.csv')
     assert log.opening.tolist()==[1, 2] and log.who.eq('a test').all() and log.result.eq('a lesson').all()
 
+@pytest.mark.slow
 def test_nobody_opens_it_without_a_name(tmp_path):
     with pytest.raises(Exception, match='plain text of 1 to 200'): opened(tmp_path, 3, who='')
     assert len(read_log(tmp_path/'log.csv'))==0
