@@ -202,8 +202,9 @@ class Results:
     def said(self):
         "How complete it is, and from which commits"
         if not len(self.runs): return 'not run'
-        made = ', '.join(f'`{g[:10]}`' for g in dict.fromkeys(self.runs.git.dropna().astype(str)) if g)
-        return f'{int(self.runs.complete.sum())} of {len(self.runs)} runs complete'+(f', commit {made}' if made else '')
+        made = [f'`{g[:10]}`' for g in dict.fromkeys(self.runs.git.dropna().astype(str)) if g]
+        of = f", commit {', '.join(made)}" if len(made)<4 else f', {len(made)} commits, in the column git of runs.csv'
+        return f'{int(self.runs.complete.sum())} of {len(self.runs)} runs complete'+(of if made else '')
 
 def results_of(
     profile, # of profiles.yaml
