@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .compare import OWN, kind_of
+from .compare import OWN
 from .core import Problem
 from .encoders import build_encoder
 from .flat import FlatNet
+from .probes import kind_of
 
 # %% ../nbs/38_leaderboard.ipynb #ba6b3898
 EXPECTED = ('random-init', 'voxels 16^3', 'PCA', 'age+sex', 'ROI volumes', 'age', 'rotation', 'recon', 'multi', 'simclr', 'mae', 'mae-sfcn', 'supervised',

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Probe', 'PROBES', 'PCA_PROBE', 'REMEDIES', 'SAW', 'embed', 'Span', 'make_probe', 'get_probe', 'FittedProbe',
-           'Residualise', 'fit_probe', 'with_prevalence', 'cross_probe', 'age_matched', 'saw', 'baseline_features',
-           'baselines']
+           'Residualise', 'fit_probe', 'with_prevalence', 'cross_probe', 'age_matched', 'kind_of', 'saw',
+           'baseline_features', 'baselines']
 
 # %% ../nbs/31_probes.ipynb #41122a58
 from collections import namedtuple
@@ -308,14 +308,19 @@ SAW = {'age': 'demographic', 'rotation': 'self-supervised', 'recon': 'self-super
        'ROI volumes': 'privileged', 'oracle': 'privileged'}
 _LEVELS = ('self-supervised', 'demographic', 'supervised', 'privileged') # from little to much
 
+def kind_of(
+    arm, # its name; details follow after a space
+)->str:  # 'random-init' of 'random-init s1_zscore'; an arm that SAW does not hold is of its own kind
+    "The key of SAW that an arm is a variant of"
+    return next((k for k in sorted(SAW, key=len, reverse=True) if arm.startswith(k+' ')), arm)
+
 def saw(
     arm, # a key of SAW, several joined by '+', or one followed by details ('supervised sfcn', 'simclr tau=.1')
 )->str:  # one of _LEVELS
     "What an arm saw; of several tasks, the one that saw most"
-    if arm in SAW: return SAW[arm]
-    if '+' in arm: return max((saw(a.strip()) for a in arm.split('+')), key=_LEVELS.index)
-    known = next((k for k in sorted(SAW, key=len, reverse=True) if arm.startswith(k+' ')), None)
-    if known is None: raise Problem('saw', repr(arm), f"one of {', '.join(SAW)}, or several joined by +", f'Correct the name, or add it to SAW.{did_you_mean(arm, SAW)}')
+    if '+' in arm and arm not in SAW: return max((saw(a.strip()) for a in arm.split('+')), key=_LEVELS.index)
+    known = kind_of(arm)
+    if known not in SAW: raise Problem('saw', repr(arm), f"one of {', '.join(SAW)}, or several joined by +", f'Correct the name, or add it to SAW.{did_you_mean(arm, SAW)}')
     return SAW[known]
 
 # %% ../nbs/31_probes.ipynb #334f8ed3
