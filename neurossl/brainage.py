@@ -12,7 +12,6 @@ import torch
 
 from .checkpoint import load_ckpt, read_ckpt
 from .core import Problem
-from .data import loader
 from .encoders import build_encoder
 from .pretext import TASKS, AgeTask, MultiTask
 from .stats import auc, bootstrap
@@ -39,32 +38,27 @@ def load_task(
 
 # %% ../nbs/33_brainage.ipynb #9831aa33
 def brain_age(
-    encoder, # as trained
-    task,    # AgeTask, or MultiTask with 'age' in it
-    ds,      # ScanDataset of other people
-    batch=16,# scans at a time
-)->pd.DataFrame: # index scan_id; age and predicted, years
+    task,     # AgeTask, or MultiTask with 'age' in it
+    features, # embeddings of other people by the encoder that learned with it, as of `embed`
+)->pd.Series: # index scan_id; years
     "The age that the head of the age task names for each scan"
     part = task.tasks['age'] if isinstance(task, MultiTask) and 'age' in task.tasks else task
     if not isinstance(part, AgeTask): raise Problem('brain_age', f'a task {type(part).__name__}', 'one that learned ages', 'Use a run of the task age, or of several with age among them.')
-    rows,dev = [],next(encoder.parameters()).device; encoder.eval(); part = part.eval().to(dev)
-    with torch.no_grad():
-        for b in loader(ds, batch, shuffle=False):
-            rows += zip(b['scan_id'], b['age'].tolist(), part.years(encoder(b['x'].to(dev))).tolist())
-    return pd.DataFrame(rows, columns=['scan_id', 'age', 'predicted']).set_index('scan_id')
+    with torch.no_grad(): years = part.eval().cpu().years(torch.tensor(features.to_numpy(np.float32))).double()
+    return pd.Series(years.numpy(), features.index, name='predicted')
 
 # %% ../nbs/33_brainage.ipynb #d942f21f
 def age_gap(
-    table, # of `brain_age`
+    years, # of `brain_age`
     man,   # manifest of the same scans; the first scan of each subject with CN or AD counts
     n=2000,# resamples
     seed=0,# of the resampling
 )->dict:   # value, lo, hi: years by which AD exceeds CN; auc of the gap as a classifier; mae_cn; n_subjects
     "How much older than controls brains with AD look for their age"
     man = man[man['dx'].isin(['CN', 'AD']) & man['age'].notna()].drop_duplicates('subject')
-    lost = man.index.difference(table.index)
+    lost = man.index.difference(years.index)
     if len(lost): raise Problem(f'age_gap, scan {lost[0]!r}', f'{len(lost)} scans without a predicted age', 'one for each', 'Predict the ages of this manifest.')
-    a,p,ad = man['age'].to_numpy(float),table.loc[man.index].predicted.to_numpy(float),man['dx'].eq('AD').to_numpy()
+    a,p,ad = man['age'].to_numpy(float),years.loc[man.index].to_numpy(float),man['dx'].eq('AD').to_numpy()
     if len(set(ad))<2: raise Problem('age_gap', 'one diagnosis only', 'CN and AD', 'Give the manifest of a clinical cohort.')
     def gaps(w): # (R,N) weights -> (R,N) predicted age above the line through the controls
         c = w*~ad; m = lambda x: (c*x).sum(1, keepdims=True)/c.sum(1, keepdims=True)

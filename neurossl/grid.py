@@ -41,7 +41,7 @@ def _shaped(g, where, keys=tuple(_KEYS)):
     if lost := [k for k in g if k not in keys]: raise ParameterError(where, f'a key {str(lost[0])[:80]!r}', f"one of {', '.join(keys)}", f'Correct it.{did_you_mean(lost[0], keys)}')
     whole = 'profiles' in keys
     for k,v in g.items():
-        if k=='arms' and not whole: # a profile names the arms that it runs
+        if k=='arms' and not whole and not isinstance(v, dict): # a profile names the arms that it runs, or names them with what it changes
             if not (isinstance(v, list) and all(isinstance(a, str) for a in v)): bad(', arms', v, 'a list of names')
             continue
         if not isinstance(v, _KEYS[k]) and v is not None: bad(f', {k}', v, {dict: 'names with values', list: 'a list', str: 'text'}.get(_KEYS[k], 'text or a list'))
@@ -83,7 +83,8 @@ def overlaid(
     arms,over = g.get('arms') or {},(g.get('profiles') or {}).get(profile) or {}
     if lost := [a for a in over.get('arms') or [] if a not in arms]:
         raise ParameterError(f"grid {g['name']}, profile {profile}", f'an arm {lost[0]!r}', f"one of {', '.join(arms)}", f'Correct the name.{did_you_mean(lost[0], arms)}')
-    return {**g, **over, 'arms': {a: arms[a] for a in over.get('arms') or arms}}
+    changes = over['arms'] if isinstance(over.get('arms'), dict) else dict.fromkeys(over.get('arms') or arms)
+    return {**g, **over, 'arms': {a: {**(arms[a] or {}), **(c or {})} for a,c in changes.items()}}
 
 def _settings(g):
     "Parameters of each cell of a grid: arms by axes"

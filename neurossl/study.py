@@ -238,7 +238,7 @@ def prepare_cohort(
     t0,size,man = time.time(),profiles()[profile]['pretrain']['size'],study_scans(profile)
     log(f'cohort: {len(man)} scans of {man.subject.nunique()} subjects at {size} voxels a side')
     cache,excluded = build_cache(man, Recipe('s1', size=size), jobs=jobs)
-    verdict = verify_cohort(man, sample=None if size==48 else 20, jobs=jobs)
+    verdict = verify_cohort(man, sample=200 if size==48 else 20, jobs=jobs)
     log(f'cohort: {verdict}')
     get_reusable_executor().shutdown(); used = lambda who: resource.getrusage(who).ru_maxrss//1024 # of a process that has ended
     return dict(scans=len(man), subjects=int(man.subject.nunique()), excluded=len(excluded), verdict=verdict, wall_s=round(time.time()-t0, 1), peak_mb=used(resource.RUSAGE_SELF)+jobs*used(resource.RUSAGE_CHILDREN))

@@ -54,7 +54,7 @@ def refresh_bn(
         with torch.no_grad():
             for i,b in enumerate(loader(ds, size, seed=0, epoch=0, shuffle=True, drop_last=True)):
                 if i and i*size>=n: break
-                b = _look(ds, b, _where(encoder), 0, 0)
+                b = _look(ds, b, _where(encoder), 0, 0); keep_memory(b['x'])
                 encoder(b['x']) if task is None else task(encoder, b)
     finally:
         for m,v in zip(everything, modes): m.training = v
