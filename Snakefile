@@ -43,8 +43,10 @@ rule cell: # one notebook
         gpu=lambda w: resources(cell(w))["gpu"],
     shell: "{sys.executable} -m neurossl.study cell {PROFILE} {wildcards.grid}/{wildcards.id} > {log} 2>&1"
 
-use rule cell as base with: # what other cells stand on goes first
+LONGEST = max((c["seconds"] for c in CELLS.values()), default=0)
+
+use rule cell as base with: # what other cells stand on goes first, and what takes longest: neither shall be left for the end
     priority: 10
-    wildcard_constraints: grid="|".join({n.split("/")[0] for c in CELLS.values() for n in c["needs"]})
+    wildcard_constraints: grid="|".join(sorted({n.split("/")[0] for c in CELLS.values() for n in c["needs"]} | {c["grid"] for c in CELLS.values() if c["seconds"]>.9*LONGEST}))
 
 ruleorder: base > cell
