@@ -41,6 +41,7 @@ def test_the_board_picks_one_row_an_arm_and_its_cost():
                         +[dict(template='pretrain', complete=False, wall_s=np.nan, params='{}'), dict(template='probe', complete=True, wall_s=99, params=json.dumps(dict(arm='supervised', features=['supervised'])))])
     b = leaderboard(probe, runs, expected=('dino', 'mae')).set_index('arm'); assert b.auc[:3].tolist()==[.8, .75, .7] and b.core_seconds.to_dict()['dino']==20 and b.core_seconds['supervised']==99 and b.core_seconds['voxels 16^3']==0
     assert b.parameters['dino']==parameters_of('resnet10') and b.state['mae']=='not run yet' and training_costs(runs).trainings['dino']==2
+    assert 'tune-dino' not in set(leaderboard(pd.concat([probe, pd.DataFrame([rows(arm='tune-dino', value=.99)])]), runs, expected=()).arm), 'an attempt is no method'
     g = pd.DataFrame([rows(arm='guest', value=.99, core_seconds=5., parameters=7)]); b = leaderboard(probe, runs, g, expected=()); assert b.arm.iloc[0]=='guest' and b.parameters.iloc[0]==7
 
 

@@ -1,5 +1,6 @@
 "Grids, arms, and the tables made of finished runs"
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,15 @@ def test_a_grid_runs_in_its_profiles_only():
 
 def test_a_missing_arm_is_named():
     with pytest.raises(ParameterError, match="Did you mean 'age'"): overlaid(dict(G, profiles=dict(full=dict(arms=['aeg']))), 'full')
+
+def test_a_profile_changes_what_its_arms_have():
+    g = dict(G, arms=dict(G['arms'], age=dict(task='age', keep=[1, 2])), profiles=dict(default=dict(arms=dict(age=dict(keep=[])))))
+    assert overlaid(g, 'default')['arms']=={'age': dict(task='age', keep=[])} and overlaid(g, 'full')['arms']==g['arms'], 'the others keep theirs'
+
+def test_the_commands_that_pages_name_run_something():
+    pages = [paths().root/'README.md', *paths().nbs.glob('*.ipynb'), *paths().nbs.glob('*/*.ipynb')]
+    named = {m for f in pages for m in re.findall(r'make grid GRID=([\w-]+) PROFILE=(\w+)', f.read_text(encoding='utf-8')) if m[0]!='yours'}
+    assert len(named)>5 and not [m for m in named if not expand(*m)]
 
 def test_of_selects_what_a_grid_stands_on():
     ids = [c['id'] for c in expand('s1-imbalance', 'full')]
