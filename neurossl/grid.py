@@ -30,7 +30,16 @@ def load_grid(
     try: g = copy.deepcopy(read_yaml(path)); json.dumps(g)
     except (yaml.YAMLError, UnicodeError, ValueError, TypeError, RecursionError) as e:
         raise ParameterError(path.name, f'text that is not a plain YAML file ({str(e).splitlines()[0][:80]})', 'names, numbers, text, lists', 'Correct the file.') from e
+    if (k := _unnamed(g)) is not None: raise ParameterError(path.name, f'{k!r} as a name', 'text', 'YAML takes off, on, yes and no for true and false: put the name in quotes.')
     return dict(name=path.stem, **_shaped(g, path.name))
+
+def _unnamed(v):
+    "The first name in it that is no text; None where all are"
+    if isinstance(v, dict):
+        for k in v:
+            if not isinstance(k, str): return k
+        v = list(v.values())
+    return next((k for x in v if (k := _unnamed(x)) is not None), None) if isinstance(v, list) else None
 
 _KEYS = dict(title=str, template=str, id=str, needs=(str, list), of=dict, base=dict, arms=dict, axes=dict, each=dict, profiles=dict, seconds=dict, contrasts=dict, **{'in': list})
 

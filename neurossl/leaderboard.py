@@ -53,7 +53,7 @@ def leaderboard(
     "One row an arm"
     t = probe[probe.metric.eq('auc')&probe.cohort.eq(cohort)&probe.adjust.eq('none')&probe[['epoch', 'ad_share', 'remedy']].isna().all(axis=1)]
     own = {a: v[0] for a,v in OWN.items()} | dict(supervised='all weights'); want = t.arm.map(kind_of).map(own).fillna(classifier)
-    t = t[t.probe.eq(want)&(t.n_train.isna()|t.n_train.eq(n_train))].drop_duplicates('arm')
+    t = t[t.probe.eq(want)&(t.n_train.isna()|t.n_train.eq(n_train))&~t.arm.str.startswith('tune-')].drop_duplicates('arm') # attempts have tables of their own
     t = t.join(training_costs(runs), on='arm'); kind = t.arm.map(kind_of)
     t['core_seconds'] = t.core_seconds.mask(kind.isin([*NO_WEIGHTS, 'random-init']), 0.); t.loc[kind.eq('random-init'), 'parameters'] = parameters_of()
     if guests is not None and len(guests): t = pd.concat([t, guests[guests.metric.eq('auc')&guests.cohort.eq(cohort)&guests.probe.eq(classifier)]], ignore_index=True)

@@ -31,6 +31,11 @@ def test_a_profile_changes_what_its_arms_have():
     g = dict(G, arms=dict(G['arms'], age=dict(task='age', keep=[1, 2])), profiles=dict(default=dict(arms=dict(age=dict(keep=[])))))
     assert overlaid(g, 'default')['arms']=={'age': dict(task='age', keep=[])} and overlaid(g, 'full')['arms']==g['arms'], 'the others keep theirs'
 
+def test_yaml_takes_off_for_false(tmp_path):
+    f = tmp_path/'g.yaml'; f.write_text('template: pretrain\nid: a\narms: {b: {options: {off: .02}}}\n')
+    with pytest.raises(ParameterError, match='quotes'): load_grid(f)
+    f.write_text(f.read_text().replace('off', '"off"')); assert load_grid(f)['arms']['b']['options']=={'off': .02}
+
 def test_the_commands_that_pages_name_run_something():
     pages = [paths().root/'README.md', *paths().nbs.glob('*.ipynb'), *paths().nbs.glob('*/*.ipynb')]
     named = {m for f in pages for m in re.findall(r'make grid GRID=([\w-]+) PROFILE=(\w+)', f.read_text(encoding='utf-8')) if m[0]!='yours'}
