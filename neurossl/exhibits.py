@@ -118,8 +118,9 @@ def sortable(
     "A table whose rows a reader sorts and filters"
     def cell(v):
         if isinstance(v, Html): return f'<td>{v.text}</td>'
+        if v is pd.NA: return '<td></td>'
         if isinstance(v, (float, np.floating)): return f'<td data-v="{v!r}">{v:.3g}</td>' if math.isfinite(v) else '<td></td>'
-        return f'<td data-v="{v}">{v}</td>' if isinstance(v, (int, np.integer)) else f'<td>{_esc(v)}</td>'
+        return f'<td data-v="{v}">{v:,}</td>' if isinstance(v, (int, np.integer)) else f'<td>{_esc(v)}</td>'
     head = ''.join(f'<th scope="col"><button type="button">{_esc(c)}</button></th>' for c in t)
     body = ''.join(f"<tr>{''.join(map(cell, r))}</tr>" for r in t.itertuples(index=False))
     menus = ''.join(_tag('label', f'{_esc(c)} <select data-column="{list(t).index(c)}"><option value="">all</option>'+''.join(f'<option>{_esc(v)}</option>' for v in sorted(set(map(str, t[c]))))+'</select>') for c in choose)
