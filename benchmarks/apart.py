@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-_processes = {} # environment -> Popen
+_processes,_wanted = {},[] # environment -> Popen; environments of functions that nobody has asked yet
 
 def _process(env):
     key = tuple(sorted(env.items()))
@@ -26,8 +26,9 @@ class Apart:
         where, # 'module:maker' below benchmarks; maker(*args) makes the function
         *args, # numbers, text, tuples
         **env, # environment of its process
-    ): self.where,self.args,self.env = where,args,env
+    ): self.where,self.args,self.env = where,args,env; _wanted.append(env)
     def ask(self, what, n=1): # n: calls in a sample; of a call, an argument
+        while _wanted: _process(_wanted.pop()) # they import side by side, before any clock runs
         p = _process(self.env)
         try: pickle.dump((self.where, self.args, what, n), p.stdin); p.stdin.flush(); ok,out = pickle.load(p.stdout)
         except (EOFError, BrokenPipeError) as e: raise RuntimeError(f'{self.where}{self.args}: its process ended, exit status {p.wait()}') from e
