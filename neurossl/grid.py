@@ -30,16 +30,13 @@ def load_grid(
     try: g = copy.deepcopy(read_yaml(path)); json.dumps(g)
     except (yaml.YAMLError, UnicodeError, ValueError, TypeError, RecursionError) as e:
         raise ParameterError(path.name, f'text that is not a plain YAML file ({str(e).splitlines()[0][:80]})', 'names, numbers, text, lists', 'Correct the file.') from e
-    if (k := _unnamed(g)) is not None: raise ParameterError(path.name, f'{k!r} as a name', 'text', 'YAML takes off, on, yes and no for true and false: put the name in quotes.')
+    if bad := [k for k in _names(g) if not isinstance(k, str)]: raise ParameterError(path.name, f'{bad[0]!r} as a name', 'text', 'YAML takes off, on, yes and no for true and false: put the name in quotes.')
     return dict(name=path.stem, **_shaped(g, path.name))
 
-def _unnamed(v):
-    "The first name in it that is no text; None where all are"
-    if isinstance(v, dict):
-        for k in v:
-            if not isinstance(k, str): return k
-        v = list(v.values())
-    return next((k for x in v if (k := _unnamed(x)) is not None), None) if isinstance(v, list) else None
+def _names(v):
+    "Every name in it, at any depth"
+    if isinstance(v, dict): yield from v
+    for x in v.values() if isinstance(v, dict) else v if isinstance(v, list) else (): yield from _names(x)
 
 _KEYS = dict(title=str, template=str, id=str, needs=(str, list), of=dict, base=dict, arms=dict, axes=dict, each=dict, profiles=dict, seconds=dict, contrasts=dict, **{'in': list})
 
@@ -55,9 +52,8 @@ def _shaped(g, where, keys=tuple(_KEYS)):
             continue
         if not isinstance(v, _KEYS[k]) and v is not None: bad(f', {k}', v, {dict: 'names with values', list: 'a list', str: 'text'}.get(_KEYS[k], 'text or a list'))
         for name,x in v.items() if isinstance(v, dict) else ():
-            if not isinstance(name, str): bad(f', {k}', name, 'a name')
             if k in ('axes', 'of') and not (isinstance(x, list) and x): bad(f', {k}, {name[:40]}', x, 'a list of values')
-            if k=='arms' and not (x is None or isinstance(x, dict) and all(isinstance(n, str) for n in x)): bad(f', {k}, {name[:40]}', x, 'parameters of this arm')
+            if k=='arms' and not (x is None or isinstance(x, dict)): bad(f', {k}, {name[:40]}', x, 'parameters of this arm')
             if k=='seconds' and not (isinstance(x, (int, float)) and 0<=x<1e9): bad(f', {k}, {name[:40]}', x, 'seconds of a cell')
             if k=='profiles': _shaped(x, f'{where}, profile {name[:40]}', [n for n in keys if n!='profiles'])
             if k=='contrasts' and not (isinstance(x, dict) and isinstance(x.get('arms'), list) and 'reference' in x or isinstance(x, list) and all(isinstance(p, list) and len(p)==2 for p in x)): bad(f', {k}, {name[:40]}', x, 'pairs [arm, reference], or arms and a reference')

@@ -34,7 +34,9 @@ def test_a_profile_changes_what_its_arms_have():
 def test_yaml_takes_off_for_false(tmp_path):
     f = tmp_path/'g.yaml'; f.write_text('template: pretrain\nid: a\narms: {b: {options: {off: .02}}}\n')
     with pytest.raises(ParameterError, match='quotes'): load_grid(f)
-    f.write_text(f.read_text().replace('off', '"off"')); assert load_grid(f)['arms']['b']['options']=={'off': .02}
+    f.write_text(f.read_text().replace('off', 'null'))
+    with pytest.raises(ParameterError, match='None as a name'): load_grid(f)
+    f.write_text(f.read_text().replace('null', '"off"')); assert load_grid(f)['arms']['b']['options']=={'off': .02}
 
 def test_the_commands_that_pages_name_run_something():
     pages = [paths().root/'README.md', *paths().nbs.glob('*.ipynb'), *paths().nbs.glob('*/*.ipynb')]
