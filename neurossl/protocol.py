@@ -174,7 +174,7 @@ def _optimiser(net, p):
     if own and isinstance(net, VoxResNet): return torch.optim.SGD(w, lr=1e-4, momentum=.9, nesterov=True), lambda e, n: 1.
     if own: return torch.optim.Adam(w, lr=2.7e-5), lambda e, n: 1.
     rate = dict(exponential=lambda e, n: .985**e, constant=lambda e, n: 1., cosine=lambda e, n: (1+math.cos(math.pi*e/n))/2)[p.schedule]
-    return torch.optim.Adam(w, lr=p.lr, weight_decay=p.weight_decay), rate
+    return torch.optim.Adam(w, lr=p.lr, weight_decay=p.weight_decay, fused=True), rate
 
 def _logits(net, ds, seed, dev): # (N,2); dropout that stays on draws from its own seed
     net.eval()
@@ -187,7 +187,7 @@ def train_epochs(
     y,                # 0 (CN) or 1 (AD) per scan_id of both
     p=CORRECTED,
     epochs=6, seed=0, # of the order of scans and of dropout
-    precision='fp32', # or 'bf16' for the forward pass of training
+    precision='fp32', # or 'bf16' for the forward pass of training, and of judging every epoch but the last
 ):                    # scores: epoch, scan_id, split, z0, z1; log: epoch, loss, seconds, loading_s, samples
     "Train, and write down what the network says of the watched scans after each epoch"
     refuse_test(train.man, 'train_epochs'); check_disjoint(pd.concat([train.man.assign(split='train'), watch.man]))
@@ -206,8 +206,9 @@ def train_epochs(
                 loss = F.cross_entropy(z, torch.tensor([y[i] for i in b['scan_id']], device=dev)); _finite(loss, e, b)
                 opt.zero_grad(); loss.backward(); opt.step(); total += float(loss.detach()); steps += 1; mark = time.perf_counter()
             times.append(dict(epoch=e+1, loss=total/steps, seconds=time.perf_counter()-t0, loading_s=wait, samples=steps*size))
-            if p.refresh: refresh_bn(net, train, size)
-            z = _logits(net, watch, seed, dev).double().numpy()
+            with autocast(precision if e+1<epochs else 'fp32', dev):
+                if p.refresh: refresh_bn(net, train, size)
+                z = _logits(net, watch, seed, dev).double().numpy()
             rows.append(pd.DataFrame(dict(epoch=e+1, scan_id=watch.man.index, split=watch.man['split'].to_numpy(), z0=z[:,0], z1=z[:,1])))
     return pd.concat(rows, ignore_index=True), pd.DataFrame(times)
 
