@@ -316,49 +316,51 @@ def fit_net(
 def _source_name(source): return digest(source.to_numpy(), 16) if isinstance(source, pd.DataFrame) else getattr(source, '__name__', None) or source.recipe.key
 
 def _stored(path, make):
-    "The predictions of a fold and its facts: from the file of an earlier call, else made and stored"
+    "The predictions of a fold and the facts of its fits: from the file of an earlier call, else made and stored"
     if path is not None and path.exists(): d = read_json(path)
     else:
-        p,fit = make(); d = dict(columns=list(p), rows=p.to_dict('list'), fit=fit)
+        p,fits = make(); d = dict(columns=list(p), rows=p.to_dict('list'), fits=fits)
         if path is not None: write_json(path, d)
-    return pd.DataFrame(d['rows'])[d['columns']], d['fit']
+    return pd.DataFrame(d['rows'])[d['columns']], d['fits']
 
 def finetune(
     start,         # encoder; a name for `build_encoder`, or a function without arguments: random weights from `seed`
     man,           # manifest without test or sealed rows; those with a target take part
-    source,        # Cache of the prepared scans, or a function of a manifest giving a dataset
+    source,        # Cache of the prepared scans, or a function of a manifest giving a dataset; for a frozen encoder also its embeddings
     target='dx',   # as for `read_target`
     folds=5,       # as in `cross_probe`
     seed=0,        # of folds, labelled people, validation people, weights; the same for all arms that are compared
     n_train=None,  # labelled people of each fold, at most: a count, or a fraction up to 1.; nested in n
     freeze=False,  # learn a linear layer only
     cfg=None,      # TrainConfig; None: DEEP, or `fit_path` for a frozen encoder
+    lrs=(),        # step sizes that are tried in each fold, and the validation people choose; () is that of cfg
     only=None,     # fold numbers that are run, as (0,) for one hold-out; None: all
     out=None,      # (manifest, source) of another cohort, which each fold's network judges too; adds a column `where`, 'in' or 'out'
     valid=False,   # also return the validation people, as split 'valid': for thresholds
     run='',        # name of the arm, written into the table
     keep=None,     # folder that keeps finished folds: the same call goes on where it stopped
     **kw,          # patience, min_steps of `fit_best`
-)->pd.DataFrame:   # predictions: run, fold, seed, scan_id, subject, split, y, score; .attrs['fits'] says what each fold did
-    "Learn a target in each fold, and judge the held-out people once, with the epoch that the validation people chose"
+)->pd.DataFrame:   # predictions: run, fold, seed, scan_id, subject, split, y, score; .attrs['fits'] says what each fold did, a row for each step size
+    "Learn a target in each fold, and judge the held-out people once, with the step size and epoch that the validation people chose"
     refuse_test(man, 'finetune'); t = read_target(man, target); man = man.loc[t.y.index]; base = make_encoder(start, seed)
     base.to(device((cfg or DEEP).device)); same = [encoder_hash(base), _source_name(source), out and _source_name(out[1])]
-    if freeze:
+    if freeze and not isinstance(source, pd.DataFrame):
         if not isinstance(start, nn.Module): refresh_bn(base, _dataset(man, source))
         source = embed(base, _dataset(man, source)); out = out and (out[0], embed(base, _dataset(out[0], out[1])))
-    done = []
+    done,cfgs = [],[replace(cfg or DEEP, lr=lr) for lr in lrs] or [cfg]
     for f,learn,test in learning_folds(man, t, folds, seed, n_train, only=only):
         def make():
-            net = fit_net(base, learn, source, t, seed, freeze, cfg, **kw); on = dict(run=run, fold=f, seed=seed)
+            nets = [fit_net(base, learn, source, t, seed, freeze, c, **kw) for c in cfgs]; net = max(nets, key=lambda n: _key(n.kept)); on = dict(run=run, fold=f, seed=seed)
             p = [net.predict(test, source, t, **on)] + ([net.predict(learn[learn['split'].eq('valid')], source, t, split='valid', **on)] if valid else [])
             if out is not None: p = [q.assign(where='in') for q in p]+[net.predict(*out, target, **on).assign(where='out')]
             who = {f'n_{s}': int(people_of(learn)[learn['split'].eq(s)].nunique()) for s in ('train', 'valid')}
-            return pd.concat(p, ignore_index=True), dict(fold=f, epochs=len(net.history), **net.kept, **who)
+            tries = [dict(lr=c.lr, chosen=n is net) if lrs else {} for c,n in zip(cfgs, nets)]
+            return pd.concat(p, ignore_index=True), [dict(fold=f, epochs=len(n.history), **n.kept, **who, **one) for n,one in zip(nets, tries)]
         me = [same, t.name, t.classes, t.y.to_dict(), learn['split'].to_dict(), list(test.index), out is not None and list(out[0].index),
-              None if freeze and cfg is None else {k: v for k,v in asdict(cfg or DEEP).items() if k!='device'}, freeze, seed, valid, run, kw]
-        done.append(_stored(Path(keep)/f'fold{f}-{digest(me, 16)}.json' if keep else None, make)); fit = done[-1][1]
+              [None if freeze and c is None else {k: v for k,v in asdict(c or DEEP).items() if k!='device'} for c in cfgs], freeze, seed, valid, run, kw]
+        done.append(_stored(Path(keep)/f'fold{f}-{digest(me, 16)}.json' if keep else None, make)); fit = next(r for r in done[-1][1] if r.get('chosen', True))
         log(f"{run or 'finetune'} fold {f}: epoch {fit['epoch']} of {fit['epochs']}, "+'  '.join(f'{k} {v:.3g}' for k,v in fit.items() if k.startswith('valid_')))
-    pred = pd.concat([p for p,_ in done], ignore_index=True); pred.attrs['fits'] = [fit for _,fit in done]
+    pred = pd.concat([p for p,_ in done], ignore_index=True); pred.attrs['fits'] = [fit for _,fits in done for fit in fits]
     return pred
 
 # %% ../nbs/32_finetune.ipynb #ffdf061a

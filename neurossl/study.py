@@ -86,7 +86,7 @@ def fresh(
 def tables(
     profile, # of profiles.yaml
 )->Path:     # folder of CSV files
-    "Collect the tables of a profile, where a run or the code that judges it has changed"
+    "Collect the tables of a profile, to six digits, where a run or the code that judges it has changed"
     root = paths().root; dst = root/'results'/'tables'/profile; mark = dst/'key.json'; cells = study_cells(profile); thaw(profile)
     made = {c['run']: read_json(f)['files'] for c in cells if (f := home(c, root)/'run.json').exists()}
     inputs = [f.read_text(encoding='utf-8') for f in sorted((paths().nbs/'report').glob('*.csv'))+sorted((paths().nbs/'experiments'/'grids').glob('*.yaml'))]
@@ -94,7 +94,7 @@ def tables(
     if not fresh(mark, key, dst/'made.json'):
         log(f'tables: {len(made)} of {len(cells)} runs')
         for name,t in collect(profile).items():
-            with atomic_write(dst/f'{name}.csv', 'w') as f: t.to_csv(f, index=False)
+            with atomic_write(dst/f'{name}.csv', 'w') as f: t.to_csv(f, index=False, float_format='%.6g')
         write_json(dst/'made.json', {f.name: file_sha256(f) for f in sorted(dst.glob('*.csv'))}); write_json(mark, key) # for neurossl.verify
     return dst
 

@@ -170,6 +170,16 @@ def test_the_test_people_are_looked_at_once_and_last():
     alone = fit_net(tiny, learn, Noise, 'dx', cfg=replace(CFG, epochs=2)).predict(test, Noise, 'dx', fold=1) # the same without ever having had them
     assert set(alone.scan_id)==set(p.scan_id) and np.array_equal(alone.set_index('scan_id').score[p.scan_id], p.score)
 
+def test_the_validation_people_choose_the_step_size():
+    man = people(24); one = {lr: finetune(tiny, man, Noise, folds=2, cfg=replace(CFG, epochs=2, lr=lr)) for lr in (1e-4, 1e-2)}; Noise.asked.clear()
+    p = finetune(tiny, man, Noise, folds=2, cfg=replace(CFG, epochs=2), lrs=(1e-4, 1e-2)); fits = pd.DataFrame(p.attrs['fits'])
+    assert fits.lr.tolist()==[1e-4, 1e-2]*2 and fits.groupby('fold').chosen.sum().eq(1).all()
+    for k,g in fits.groupby('fold'):
+        best = max(g.to_dict('records'), key=lambda r: (round(r['valid_auc'], 9), -r['valid_loss'])); assert best['chosen']
+        a,b = (t[t.fold==k].set_index('scan_id').score for t in (one[best['lr']], p)); assert a.equals(b) # what the chosen one says, and nothing of the other
+    f,learn,test = next(learning_folds(man, 'dx', 2, only=(1,)))
+    seen = [i for ids in Noise.asked[-2:] for i in ids if i in test.index]; assert sorted(set(seen))==sorted(test.index) and len(seen)<=len(test)+1 # once, by the chosen one alone
+
 # the best epoch
 
 def test_the_best_epoch_remains(monkeypatch):
