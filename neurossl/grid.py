@@ -288,17 +288,17 @@ def collect(
 )->dict:               # name -> table
     "Tables of all complete runs of a profile, of this machine and kept"
     from neurossl.compare import contrasts, estimates, operating_points, pairs_of # here, and not above: a cell that only runs a notebook starts seconds sooner
-    from neurossl.ledger import exact_checks, judge, pretext_checks, published, read_ledger
+    from neurossl.ledger import exact_checks, judge, pretext_checks, published, read_ledger, time_checks
     from neurossl.manifest import cohort_table
     from neurossl.seal import read_log
     root = Path(root or paths().root); thaw(profile, root); cells = study_cells(profile); runs = _runs(root, cells)
     done = [c for c,ok in zip(cells, runs.complete) if ok]; of = lambda t: [c for c in done if c['template']==t]
     n,pred = profiles()[profile]['study']['bootstrap'],_stack(root, of('probe')+of('finetune')+of('slices'), 'predictions.csv')
     pairs = [p for g in dict.fromkeys(c['grid'] for c in cells) for p in pairs_of(load_grid(g).get('contrasts'))]
-    pred = _once(pred); pretext,diff = _stack(root, of('pretrain'), 'summary.csv'),contrasts(pred, pairs, n)
+    pred = _once(pred); pretext,diff,times = _stack(root, of('pretrain'), 'summary.csv'),contrasts(pred, pairs, n),_stack(root, of('slices'), 'times.csv')
     scans = study_scans(profile)
     return dict(cohort=cohort_table(scans).reset_index(), runs=runs, history=_stack(root, of('pretrain'), 'history.csv'), pretext=pretext,
-                probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'), **{k: _stack(root, of('slices'), f'{k}.csv') for k in ('times', 'optimism', 'waterfall')},
+                probe=estimates(pred, n), points=operating_points(pred), contrasts=diff, gap=_stack(root, of('probe'), 'gap.csv'), times=times, **{k: _stack(root, of('slices'), f'{k}.csv') for k in ('optimism', 'waterfall', 'slice_weights')},
                 ages=_stack(root, of('finetune'), 'age_results.csv'), tuning=_stack(root, of('finetune'), 'tuning.csv'), dice=_stack(root, of('finetune'), 'dice.csv'), leaks=_stack(root, of('leaklab'), 'leaks.csv'), explain=_stack(root, of('explain'), 'explain.csv'),
                 confounds=_stack(root, of('confounds'), 'confounds.csv'), clinical=_stack(root, of('clinical'), 'clinical.csv'), fusion=_stack(root, of('clinical'), 'fusion.csv'), contamination=_contamination(scans), flow=_flow(scans), environment=_environment(root, done),
-                ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext)])), published=published(), sealed=_sealed(root, profile), seal=read_log())
+                ledger=judge(read_ledger(), diff, pd.concat([exact_checks(), pretext_checks(pretext), time_checks(times)])), published=published(), sealed=_sealed(root, profile), seal=read_log())

@@ -14,7 +14,7 @@ import pandas as pd
 from .core import Problem, atomic_write, file_sha256, paths, read_json, write_json
 
 # %% ../nbs/40_kept.ipynb #73f1d4ac
-LIGHT = ('predictions', 'history', 'summary', 'gap', 'times', 'optimism', 'waterfall', 'age_results', 'tuning', 'explain', 'leaks', 'confounds', 'dice', 'clinical', 'fusion') # tables of a run that the report is made of
+LIGHT = ('predictions', 'history', 'summary', 'gap', 'times', 'optimism', 'waterfall', 'slice_weights', 'age_results', 'tuning', 'explain', 'leaks', 'confounds', 'dice', 'clinical', 'fusion') # tables of a run that the report is made of
 GROUPED = ('history', 'summary') # those without a row for a participant: of a protected cohort no others are kept
 
 def packed(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'KINDS', 'CLAIM', 'S3_CLASSES', 'MIN_SEEDS', 'read_ledger', 'verdict', 'fits', 'published', 'ratio',
-           'released_draws', 'exact_checks', 'pretext_checks', 'judge']
+           'released_draws', 'exact_checks', 'pretext_checks', 'time_checks', 'judge']
 
 # %% ../nbs/34_ledger.ipynb #292364e5
 import warnings
@@ -169,6 +169,22 @@ def pretext_checks(
             a,lo = r.value.mean(), r.value.min()
             rows.append(dict(id='S1-C6', part='accuracy on validation scans', claimed='', found=f'{a:.3f} (lowest of {len(r)} seeds {lo:.3f}); chance {r.reference.iloc[0]:.3f}, ceiling {r.ceiling.iloc[0]:.2f}',
                              holds=bool(lo>=.6*r.ceiling.iloc[0])))
+    return pd.DataFrame(rows, columns=['id', 'part', 'claimed', 'found', 'holds'])
+
+# %% ../nbs/34_ledger.ipynb #e29f0f25
+def time_checks(
+    times,      # rows run, arm, protocol, size, epoch_s, pooling_s; empty before any run
+    share=.2,   # of the time of a 3D network that dynamic images are claimed to take
+    margin=.1,
+    epochs=150, folds=5,
+)->pd.DataFrame:# as of `exact_checks`
+    "What the runs that time several networks side by side say about the claims"
+    rows = []
+    if len(times):
+        t = times[times.protocol.eq('corrected')]; t = t.assign(total=folds*epochs*t.epoch_s+t.pooling_s).pivot_table(index=['size', 'run'], columns='arm', values='total')
+        for net,name in (('3d-vgg', '3D-VGG'), ('3d-resnet', '3D-ResNet')):
+            if not {net, 'dyn-vgg11-att'}<=set(t): continue
+            for size,r in (t['dyn-vgg11-att']/t[net]).dropna().groupby('size').mean().items(): rows.append(dict(id='S3-C3', part=f'time of {name} at {size} voxels a side', claimed=f'{share:.0%}', found=f'{r:.0%}', holds=bool(r<=share+margin)))
     return pd.DataFrame(rows, columns=['id', 'part', 'claimed', 'found', 'holds'])
 
 # %% ../nbs/34_ledger.ipynb #a86043fd

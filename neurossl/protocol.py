@@ -227,6 +227,7 @@ def cross_fit(
     precision='fp32',
     name='',       # for the log
     say=log,       # where a line a fold goes
+    each=None,     # called with the number of each fold and its trained network
 ):                 # scores: seed, fold, epoch, split, scan_id, subject, y, z0, z1; times: seed, fold, epoch, loss, seconds, loading_s, samples
     "Train an arm in every fold"
     man = man[man['dx'].isin(['CN', 'AD'])].assign(split=''); y = man['dx'].eq('AD').astype(int)
@@ -240,6 +241,7 @@ def cross_fit(
         net = arm(p, size, 1000*seed+f) if isinstance(arm, Callable) else arm_net(arm, p, size, weights, 1000*seed+f)
         s,t = train_epochs(net, Some(ds, learn[learn['split'].eq('train')]), Some(ds, pd.concat([learn[learn['split'].eq('valid')], test])), y, p, epochs, 1000*seed+f, precision)
         out.append(s.assign(seed=seed, fold=f)); times.append(t.assign(seed=seed, fold=f))
+        if each is not None: each(f, net)
         say(f"{name or arm} fold {f}: loss {t.loss.iloc[-1]:.3f}, {t.seconds.sum():.0f} s")
     s = pd.concat(out, ignore_index=True); s['subject'],s['y'] = man.loc[s.scan_id, 'subject'].to_numpy(),y[s.scan_id].to_numpy()
     return s[['seed', 'fold', 'epoch', 'split', 'scan_id', 'subject', 'y', 'z0', 'z1']], pd.concat(times, ignore_index=True)
