@@ -355,7 +355,7 @@ def show_waterfall(
     table,  # of `waterfall`; several seeds are averaged
 ):          # the figure
     "Accuracy and AUC after each change"
-    t = table.groupby(['step', 'change', 'to'], sort=False)[['accuracy', 'auc']].mean().reset_index(); i = np.arange(len(t))
+    t = table.fillna({'to': ''}).groupby(['step', 'change', 'to'], sort=False)[['accuracy', 'auc']].mean().reset_index(); i = np.arange(len(t))
     fig,axs = plt.subplots(1, 2, figsize=(6.4, .6+.21*len(t)), sharey=True, layout='constrained')
     for ax,m,name in zip(axs, ('accuracy', 'auc'), ('accuracy', 'AUC')):
         v = t[m].to_numpy(); d = np.r_[0, np.diff(v)]; up,down,same = '#029e73','#d55e00','.6'
