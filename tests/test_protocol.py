@@ -1,6 +1,6 @@
 "S3's protocols: every network learns twenty scans by heart, nothing leaks, selection is as optimistic as theory says."
-from dataclasses import io
-import fields, replace
+import io
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
