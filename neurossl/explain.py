@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'OUTLINED', 'torch_head', 'Score', 'gradient', 'gradient_input', 'integrated_gradients', 'blocks',
-           'gradcam', 'cam', 'occlusion', 'explain', 'strength', 'follow', 'outlines', 'truth_of', 'from_middle',
-           'localises', 'pointing', 'randomised', 'map_correlation', 'judge_maps', 'sum_up', 'naive_maps',
-           'group_average', 'overlay']
+           'gradcam', 'cam', 'occlusion', 'explain', 'strength', 'follow', 'outlines', 'truth_of', 'label_codes',
+           'label_file', 'from_middle', 'localises', 'pointing', 'randomised', 'map_correlation', 'judge_maps',
+           'sum_up', 'naive_maps', 'group_average', 'overlay']
 
 # %% ../nbs/33_explain.ipynb #d807975a
-import copy
+import copy, re
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -26,13 +27,14 @@ from .data import loader
 from .encoders import ENCODERS, build_encoder
 from .finetune import Classifier
 from .korolev import VoxResNet, VoxVGG
+from .manifest import read_rows
 from .metrics import auc
 from .phantom import atrophy_map, healthy_twin, latents_of, phantom, truth_masks
 from .preprocess import STEPS
 from .spatial import resample_to
 from .stats import bootstrap
 from .train import refresh_bn
-from .volume import Volume
+from .volume import Volume, load_volume
 
 # %% ../nbs/33_explain.ipynb #b60cc47e
 def _layer(w, b): # weights (K,F), bias (K,)
@@ -195,12 +197,17 @@ def _made(row, recipe): # latents of a phantom, side it is rendered at for this 
 OUTLINED = ('background', 'hippocampi', 'ventricles')
 
 def outlines(
-    row,     # manifest row of a phantom
+    row,     # manifest row
     recipe,  # of the prepared scan
-)->np.ndarray: # of recipe.shape, uint8: positions in OUTLINED
-    "The true outlines on the grid of the prepared scan"
+    root=None, # data root of the paths of real scans
+)->np.ndarray: # of recipe.shape, uint8: positions in OUTLINED; None for a real scan that nobody drew on
+    "The true outlines on the grid of the prepared scan: those of the generator, or those drawn by hand"
+    if row.path: return _by_hand(Path(root)/row.path, recipe)
     lat,n = _made(row, recipe); v = phantom(lat, n); found = truth_masks(lat, n).data
-    return np.rint(follow(Volume(np.select([np.isin(found, (1, 2)), found==3], [1, 2], 0).astype(np.float32), v.affine), v, recipe, True)).astype(np.uint8)
+    return _on_grid(np.select([np.isin(found, (1, 2)), found==3], [1, 2], 0), v, v, recipe)
+
+def _on_grid(kinds, drawn, scan, recipe): # positions in OUTLINED on the grid of `drawn` -> on that of the prepared scan
+    return np.rint(follow(Volume(kinds.astype(np.float32), drawn.affine), scan, recipe, True)).astype(np.uint8)
 
 def truth_of(
     row,     # manifest row of a phantom
@@ -211,6 +218,40 @@ def truth_of(
     to = lambda a, nearest: follow(Volume(np.asarray(a, np.float32), v.affine), v, recipe, nearest)
     inside = phantom(lat, n, skull=False) if lat.get('skull') else v; either = lambda *k: to(np.isin(labels, k).any(0), True)>.5
     return dict(brain=to(inside.data>0, True)>.5, region=either(1, 2, 3), hippocampi=either(1, 2), atrophy=to(atrophy_map(lat, n).data, False))
+
+# %% ../nbs/33_explain.ipynb #13aba0b1
+_NAMED = {1: r'hippocampus', 2: r'lateral ventricles?|(inf|inferior) lat(eral)? vent(ricles?)?'} # positions in OUTLINED: names, without a side
+
+def label_codes(
+    root,   # BIDS folder
+)->dict:    # number in a file of labels -> position in OUTLINED
+    "What the numbers of hand-drawn labels mean, from the table beside them"
+    root = Path(root); files = sorted(f for p in ('derivatives/*/*dseg.tsv', 'derivatives/*dseg.tsv', '*dseg.tsv', '*Label-Information.csv') for f in root.glob(p))
+    if not files: raise Problem(root, 'labels and no table of their numbers', 'derivatives/<name>/dseg.tsv with the columns index and name', 'Put the table there.')
+    number,name = ('index', 'name') if files[0].suffix=='.tsv' else ('Label Number', 'Label Name'); t = read_rows(files[0], need=number)
+    plain = t[name].str.lower().str.replace(r'[-_ ]+', ' ', regex=True).str.replace(r'^(left|right|l|r) | (left|right|l|r)$', '', regex=True)
+    found = {int(n): k for k,p in _NAMED.items() for n,w in zip(t[number], plain) if re.fullmatch(p, w.strip())}
+    if set(found.values())!={1, 2}: raise Problem(files[0], f'numbers of {len(found)} structures', 'hippocampi and lateral ventricles', 'Complete the table.')
+    return found
+
+def label_file(
+    scan,  # file of a BIDS folder: .../sub-<label>/[ses-<label>/][anat/]..._T1w.nii.gz
+)->Path:   # None where there is none
+    "The labels that were drawn on a scan"
+    scan = Path(scan); sub = next((p for p in scan.parents if p.name.startswith('sub-')), None)
+    if sub is None: return None
+    visit = scan.parent.parent if scan.parent.name=='anat' else scan.parent; near = visit.relative_to(sub.parent)
+    files = sorted(f for d in sub.parent.glob('derivatives/*') for at in (d/near, d/near/'anat') for f in at.glob('*_dseg.nii*'))
+    if len(files)>1: raise Problem(scan.name, f'{len(files)} files of labels', 'one', f'Leave the one that counts: {", ".join(str(f.relative_to(sub.parent)) for f in files[:3])}.')
+    return files[0] if files else None
+
+def _by_hand(scan, recipe): # as `outlines`, of a real scan
+    f = label_file(scan)
+    if f is None: return None
+    codes = label_codes(next(p for p in scan.parents if p.name.startswith('sub-')).parent); drawn = load_volume(f)
+    kinds = sum(k*np.isin(np.rint(drawn.data), [c for c,x in codes.items() if x==k]) for k in (1, 2))
+    if not (kinds==1).any() or not (kinds==2).any(): raise Problem(f, 'no voxel of hippocampi or of ventricles', f"some of the numbers {', '.join(map(str, codes))}", 'Look at the labels; the table of their numbers may be that of others.')
+    return _on_grid(kinds, drawn, load_volume(scan), recipe)
 
 # %% ../nbs/33_explain.ipynb #1be1051d
 def from_middle(brain): # (X,Y,Z) bool -> (X,Y,Z) voxels

@@ -16,7 +16,7 @@ from neurossl.core import Problem
 from neurossl.data import ScanDataset, build_cache
 from neurossl.encoders import Pooled, build_encoder
 from neurossl.explain import (METHODS, Score, blocks, cam, explain, follow, from_middle, gradcam, gradient, gradient_input, group_average, integrated_gradients, judge_maps,
-                              localises, map_correlation, naive_maps, occlusion, overlay, pointing, randomised, strength, sum_up, torch_head, truth_of)
+                              label_codes, label_file, localises, map_correlation, naive_maps, occlusion, outlines, overlay, pointing, randomised, strength, sum_up, torch_head, truth_of)
 from neurossl.finetune import Classifier
 from neurossl.korolev import VoxResNet, VoxVGG
 from neurossl.manifest import empty_manifest
@@ -24,6 +24,7 @@ from neurossl.nets import SFCN, Encoder
 from neurossl.phantom import atrophy_map, healthy_twin, latents_of, phantom, phantom_cohort, sample_latents, truth_masks
 from neurossl.preprocess import Recipe, minmax, prepare
 from neurossl.probes import fit_probe
+from neurossl.volume import Volume, save_volume
 
 PLACE = np.zeros((16,)*3, bool); PLACE[4:8,8:12,6:8] = True
 
@@ -272,3 +273,32 @@ def test_overlay_marks_the_directions():
 def test_the_template_runs_without_a_profile():
     from neurossl.run import resolve
     p = resolve('explain', {}); assert set(p['methods'])==set(METHODS) and p['n_explain']==40 and not any(v is None for v in p.values())
+
+
+MICCAI = 'Label Number,Label Name,Class\n31,Right Amygdala,GM\n47,Right Hippocampus,GM\n48,Left Hippocampus,GM\n49,Right Inf Lat Vent,CSF\n51,Right Lateral Ventricle,CSF\n52,Left Lateral Ventricle,CSF\n4,3rd Ventricle,CSF\n'
+
+def drawn_by_hand(root, scan, kinds, where='derivatives/hand/sub-01/ses-1'):
+    "A BIDS folder with one scan and labels drawn on it"
+    at = root/'sub-01'/'ses-1'/'anat'; at.mkdir(parents=True, exist_ok=True); (root/where).mkdir(parents=True, exist_ok=True)
+    save_volume(scan, at/'sub-01_ses-1_T1w.nii.gz'); save_volume(kinds, root/where/'sub-01_ses-1_dseg.nii.gz'); (root/'Some-Label-Information.csv').write_text(MICCAI)
+    return pd.Series(dict(path='sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz'))
+
+
+@pytest.mark.parametrize('shift', [0, 3])
+def test_labels_drawn_by_hand_follow_the_scan(tmp_path, shift):
+    l = sample_latents(1, 5, 'clinical_a', dx='AD', age=80., sex='M', severity=2.); scan,true = phantom(l, 40),truth_masks(l, 40); x = np.select([true.data==1, true.data==2, true.data==3], [48, 47, 51], 31.)
+    x[true.data==0] = 0; x[0,0,0] = 4; a = true.affine.copy(); a[:3,3] -= shift*a[:3,:3].sum(1) # on a grid of its own, some voxels larger
+    row = drawn_by_hand(tmp_path, scan, Volume(np.pad(x, shift).astype(np.float32), a)); o = outlines(row, Recipe('plain', 40), tmp_path)
+    assert np.array_equal(o==1, np.isin(true.data, (1, 2))) and np.array_equal(o==2, true.data==3) and o.dtype==np.uint8
+
+
+def test_labels_that_are_no_good_are_named(tmp_path):
+    scan = phantom(sample_latents(1, 5, 'clinical_a'), 40); none = Volume(np.zeros((40,)*3, np.float32)+(np.indices((40,)*3)[0]>20), scan.affine); row = drawn_by_hand(tmp_path, scan, none); r = Recipe('plain', 40)
+    assert label_codes(tmp_path)=={47: 1, 48: 1, 49: 2, 51: 2, 52: 2} and outlines(pd.Series(dict(path='sub-02/anat/sub-02_T1w.nii.gz')), r, tmp_path) is None and label_file('scan.nii.gz') is None
+    with pytest.raises(Problem, match='no voxel of hippocampi'): outlines(row, r, tmp_path)
+    drawn_by_hand(tmp_path, scan, none, 'derivatives/other/sub-01/ses-1/anat')
+    with pytest.raises(Problem, match='2 files of labels'): outlines(row, r, tmp_path)
+    (tmp_path/'Some-Label-Information.csv').write_text(MICCAI.replace('Hippocampus', 'Thalamus'))
+    with pytest.raises(Problem, match='numbers of 3 structures'): label_codes(tmp_path)
+    (tmp_path/'Some-Label-Information.csv').unlink()
+    with pytest.raises(Problem, match='no table of their numbers'): label_codes(tmp_path)
