@@ -79,7 +79,7 @@ def test_outlines_of_real_scans_are_learned_from_labels_drawn_by_hand(tmp_path):
     from neurossl.cohorts import index_bids
     from neurossl.manifest import write_manifest
     bids = Path(os.environ['NEUROSSL_SCANS'])/'oasis1_bids'; man = index_bids(bids); write_manifest(man, tmp_path/'man.csv')
-    run_notebook('finetune', tmp_path/'finetune.ipynb', dict(profile='smoke', manifest=str(tmp_path/'man.csv'), data=str(bids), cohorts=[man.cohort.iloc[0]], tasks=['masks'], size=48, fractions=[1.], folds=4, epochs=16, batch=4, lrs=[.003], out=str(tmp_path/'run')))
+    run_notebook('finetune', tmp_path/'finetune.ipynb', dict(profile='smoke', manifest=str(tmp_path/'man.csv'), data=str(bids), tasks=['masks'], size=48, fractions=[1.], folds=4, epochs=16, batch=4, lrs=[.003], out=str(tmp_path/'run')))
     t = pd.read_csv(tmp_path/'run'/'dice.csv').set_index('structure'); assert t.n_subjects.eq(4).all() and t.value.hippocampi>.4 and t.value.ventricles>.3, t # a network that outlines nothing has 0
     assert 'OAS1' not in (tmp_path/'finetune.ipynb').read_text(), 'no participant is named on the page'
 
