@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from .core import did_you_mean, digest, paths, read_json, write_json
-from .kept import place, thaw
+from .kept import place, read_table, thaw
 from .run import ParameterError, claim, free, profiles, read_yaml, resolve, run_notebook
 
 # %% ../nbs/41_grid.ipynb #9bda58d1
@@ -230,7 +230,7 @@ def home(
 
 def _stack(root, cells, name):
     "One table from the same file of several complete runs"
-    part = [pd.read_csv(f).assign(run=f"{c['grid']}/{c['id']}") for c in cells if (f := home(c, root)/name).exists()]
+    part = [t.assign(run=f"{c['grid']}/{c['id']}") for c in cells if (f := home(c, root)/name).exists() and len(t := read_table(f))]
     return pd.concat(part, ignore_index=True) if part else pd.DataFrame()
 
 def study_scans(

@@ -32,6 +32,13 @@ def test_text_stays_text(tmp_path):
     probe_run(tmp_path/'a', 0); pd.DataFrame(dict(arm=['007', 'NA', '']*2, x=['1e3', '1000', 'nan']*2)).to_csv(tmp_path/'a'/'history.csv', index=False)
     assert (unpack(packed(tmp_path/'a'), tmp_path/'b')/'history.csv').read_text()==(tmp_path/'a'/'history.csv').read_text()
 
+def test_a_table_with_nothing_in_it_is_kept_and_stacked(tmp_path, monkeypatch):
+    a,b = probe_run(tmp_path/'runs'/'a', 0),probe_run(tmp_path/'runs'/'b', 1); pd.DataFrame().to_csv(tmp_path/'runs'/'a'/'summary.csv', index=False); pd.DataFrame(dict(metric=['mse'])).to_csv(tmp_path/'runs'/'b'/'summary.csv', index=False)
+    back = unpack(packed(tmp_path/'runs'/'a'), tmp_path/'again'); assert kept.read_table(back/'summary.csv').empty and len(kept.read_table(back/'predictions.csv'))==len(a)
+    monkeypatch.setattr(grid, 'home', lambda c, root: tmp_path/'runs'/c['id']); cells = [dict(grid='g', id=i) for i in 'ab']
+    assert grid._stack(tmp_path, cells, 'summary.csv').to_dict('list')==dict(metric=['mse'], run=['g/b']) and len(grid._stack(tmp_path, cells, 'predictions.csv'))==len(a)+len(b) and grid._stack(tmp_path, cells[:1], 'summary.csv').empty
+
+
 def test_an_incomplete_run_and_a_broken_file_are_refused(tmp_path):
     (tmp_path/'a').mkdir()
     with pytest.raises(Problem, match='no run.json'): packed(tmp_path/'a')
