@@ -94,7 +94,7 @@ def tables(
     if not fresh(mark, key, dst/'made.json'):
         log(f'tables: {len(made)} of {len(cells)} runs')
         for name,t in collect(profile).items():
-            with atomic_write(dst/f'{name}.csv', 'w') as f: t.to_csv(f, index=False, float_format='%.6g')
+            with atomic_write(dst/f'{name}.csv', 'w') as f: t.to_csv(f, index=False, float_format='%.4g' if name=='history' else '%.6g')
         write_json(dst/'made.json', {f.name: file_sha256(f) for f in sorted(dst.glob('*.csv'))}); write_json(mark, key) # for neurossl.verify
     return dst
 
@@ -111,7 +111,7 @@ def keep(
     for g,p in packs.items(): write_kept(dst/'runs'/f'{g}.json.xz', p)
     for f in sorted(tabled.glob('*.csv')):
         with atomic_write(dst/f.name, 'w') as h: h.write(f.read_text(encoding='utf-8'))
-    with atomic_write(dst/'runs.jsonl', 'w') as h: h.writelines(json.dumps(r, sort_keys=True)+'\n' for r in records)
+    with atomic_write(dst/'runs.jsonl', 'w') as h: h.writelines(json.dumps(r, sort_keys=True, separators=(',', ':'))+'\n' for r in records)
     return dst
 
 def report(
