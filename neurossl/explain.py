@@ -234,11 +234,13 @@ def label_codes(
     if set(found.values())!={1, 2}: raise Problem(files[0], f'numbers of {len(found)} structures', 'hippocampi and lateral ventricles', 'Complete the table.')
     return found
 
+def _subject_folder(scan): return next((p for p in scan.parents if p.name.startswith('sub-')), None)
+
 def label_file(
     scan,  # file of a BIDS folder: .../sub-<label>/[ses-<label>/][anat/]..._T1w.nii.gz
 )->Path:   # None where there is none
     "The labels that were drawn on a scan"
-    scan = Path(scan); sub = next((p for p in scan.parents if p.name.startswith('sub-')), None)
+    scan = Path(scan); sub = _subject_folder(scan)
     if sub is None: return None
     visit = scan.parent.parent if scan.parent.name=='anat' else scan.parent; near = visit.relative_to(sub.parent)
     files = sorted(f for d in sub.parent.glob('derivatives/*') for at in (d/near, d/near/'anat') for f in at.glob('*_dseg.nii*'))
@@ -248,7 +250,7 @@ def label_file(
 def _by_hand(scan, recipe): # as `outlines`, of a real scan
     f = label_file(scan)
     if f is None: return None
-    codes = label_codes(next(p for p in scan.parents if p.name.startswith('sub-')).parent); drawn = load_volume(f)
+    codes = label_codes(_subject_folder(scan).parent); drawn = load_volume(f)
     kinds = sum(k*np.isin(np.rint(drawn.data), [c for c,x in codes.items() if x==k]) for k in (1, 2))
     if not (kinds==1).any() or not (kinds==2).any(): raise Problem(f, 'no voxel of hippocampi or of ventricles', f"some of the numbers {', '.join(map(str, codes))}", 'Look at the labels; the table of their numbers may be that of others.')
     return _on_grid(kinds, drawn, load_volume(scan), recipe)

@@ -15,6 +15,7 @@ import pandas as pd
 import seaborn as sns
 
 from .core import Problem, paths
+from .kept import read_table
 
 # %% ../nbs/42_report.ipynb #a2976305
 def estimate(
@@ -196,7 +197,7 @@ class Results:
     def __getattr__(self, name):
         if name.startswith('_'): raise AttributeError(name)
         f = self.home/f'{name}.csv'
-        t = pd.read_csv(f) if f.exists() and f.read_text(encoding='utf-8').strip() else pd.DataFrame()
+        t = read_table(f) if f.exists() else pd.DataFrame()
         setattr(self, name, t); return t
     @property
     def said(self):
